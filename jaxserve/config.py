@@ -1,0 +1,129 @@
+"""Every setting of jaxserve, with its default, unit and help text, written once.
+
+The tree is frozen and is checked as a whole when it is built. Command-line flags, environment
+variables, YAML keys and docs/configuration.md derive from the fields (see `cli`). Values that say
+"auto" are None here; `Engine` resolves them into a new config, which it logs.
+
+Knows nothing of jax, devices or checkpoints.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jaxserve.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+POLICIES = ("fcfs", "priority")
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
+    """A config field: `help` is the text of the flag and of the docs, `choices` are enforced."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    model: str | None = setting(
+        None, "checkpoint folder or Hugging Face hub name; none means the embedded model"
+    )
+    revision: str | None = setting(None, "hub revision (branch, tag or commit)")
+    served_model_name: str | None = setting(None, "name in the API; default: the model's own")
+    dtype: str = setting("auto", "compute dtype; auto is the checkpoint's", choices=DTYPES)
+    max_model_len: int | None = setting(
+        None, "longest prompt plus answer, in tokens; default: the checkpoint's, if it fits"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    page_size: int = setting(16, "tokens per KV page")
+    kv_bytes: int | None = setting(
+        None, "bytes of device memory for KV pages; default: measured from what is free"
+    )
+    num_pages: int | None = setting(None, "KV pages per group; overrides kv-bytes")
+    enable_prefix_caching: bool = setting(True, "reuse the KV of equal prompt prefixes")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    max_num_seqs: int = setting(64, "most sequences that run at once")
+    max_num_batched_tokens: int = setting(2048, "most tokens computed in one step")
+    policy: str = setting("fcfs", "who runs first", choices=POLICIES)
+    max_num_waiting: int = setting(1024, "most requests that wait; more are refused")
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelConfig:
+    tensor_parallel_size: int = setting(1, "devices that share each layer")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    seed: int = setting(0, "seeds requests that bring none")
+    compile_cache_dir: str | None = setting(
+        None, "persistent compile cache; default: under the user's cache folder; '' turns it off"
+    )
+    warmup: bool = setting(True, "compile every graph before serving")
+    attention_backend: str = setting("auto", "attention kernels", choices=("auto", "reference"))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    host: str = setting("127.0.0.1", "address to listen on; a public one needs an API key")
+    port: int = setting(8000, "port to listen on; 0 picks a free one")
+    api_key: str | None = setting(None, "key that clients must send as a bearer token")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings; raises ConfigError if they cannot work together."""
+
+    model: ModelConfig = ModelConfig()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    server: ServerConfig = ServerConfig()
+
+    def __post_init__(self) -> None:
+        for section in fields(self):
+            _check_choices(section.name, getattr(self, section.name))
+        _at_least(1, cache=self.cache, names=("page_size", "kv_bytes", "num_pages"))
+        _at_least(1, model=self.model, names=("max_model_len",))
+        _at_least(1, scheduler=self.scheduler, names=("max_num_seqs", "max_num_batched_tokens"))
+        _at_least(0, scheduler=self.scheduler, names=("max_num_waiting",))
+        _at_least(1, parallel=self.parallel, names=("tensor_parallel_size",))
+        _at_least(0, server=self.server, names=("port",))
+        if self.scheduler.max_num_batched_tokens < self.scheduler.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.scheduler.max_num_batched_tokens}, less than "
+                f"max_num_seqs ({self.scheduler.max_num_seqs}): each running sequence needs one "
+                "token a step; raise the first or lower the second"
+            )
+        if not _is_loopback(self.server.host) and not self.server.api_key:
+            raise ConfigError(
+                f"host {self.server.host!r} can be reached from other machines: set an API key "
+                "(--api-key or JAXSERVE_API_KEY), or listen on 127.0.0.1"
+            )
+
+
+def _check_choices(section: str, values: Any) -> None:
+    for spec in fields(values):
+        choices, value = spec.metadata["choices"], getattr(values, spec.name)
+        if choices and value not in choices:
+            raise ConfigError(
+                f"{section}.{spec.name} is {value!r}; expected one of {', '.join(choices)}"
+            )
+
+
+def _at_least(low: int, *, names: tuple[str, ...], **section: Any) -> None:
+    ((section_name, values),) = section.items()
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and value < low:
+            raise ConfigError(f"{section_name}.{name} is {value}; expected at least {low}")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,158 @@
+"""The nouns every layer shares: requests, sampling parameters, sequences, token events.
+
+Knows nothing of jax, the KV cache, models or HTTP. Everything here is frozen except `Sequence`,
+which belongs to the scheduler.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+MAX_LOGPROBS = 20
+"""Most alternatives per token that `logprobs` and `prompt_logprobs` can ask for (OpenAI's bound)."""
+
+MAX_LOGIT_BIAS = 300
+"""Most entries of `logit_bias` (OpenAI's bound)."""
+
+MAX_STOP_TOKEN_IDS = 16
+"""Most ids of `stop_token_ids` together with the model's own end-of-sequence ids."""
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended; the values are those of the OpenAI API, and `abort`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to pick tokens and when to stop; names and meanings as in vLLM.
+
+    Attributes:
+        n: number of independent answers to one prompt.
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 or -1 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches this.
+        min_p: drop tokens less likely than this times the likeliest.
+        seed: makes the samples a function of the request alone; None draws one.
+        presence_penalty, frequency_penalty: subtracted for tokens of the answer so far.
+        repetition_penalty: divides (or multiplies, if negative) logits of tokens seen anywhere.
+        logit_bias: added to the logits of these token ids.
+        allowed_token_ids: if given, nothing else can be sampled.
+        banned_token_ids: can never be sampled.
+        min_tokens: no end-of-sequence or stop token id before this many tokens.
+        max_tokens: stop after this many tokens; None means as many as the context holds.
+        ignore_eos: go on after the model's end-of-sequence token.
+        stop: stop strings; `stop_token_ids`: stop ids.
+        include_stop_str_in_output: keep the stop string in the text.
+        skip_special_tokens: leave special tokens out of the text.
+        logprobs: alternatives to report per generated token (0: only the chosen one's).
+        prompt_logprobs: the same for each prompt token.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    banned_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    max_tokens: int | None = 16
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to be continued once (`n` > 1 is fanned out before this point).
+
+    Attributes:
+        request_id: unique among the live requests.
+        prompt_ids: token ids, at least one.
+        sampling: validated parameters; `max_tokens` and `seed` are resolved (not None).
+        eos_token_ids: the model's end-of-sequence ids.
+        priority: smaller runs earlier under the priority policy.
+        arrival_s: time.monotonic() at arrival; orders equal priorities.
+        cache_salt: requests share cached blocks only with requests of the same salt.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    priority: int = 0
+    arrival_s: float = 0.0
+    cache_salt: str = ""
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one position, under the model's own distribution (before sampling)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
+
+
+class TokenEvent(NamedTuple):
+    """One generated token, or the end of a request without one (`token_id` is None).
+
+    `num_cached_tokens` is the length of the prompt prefix that was found in the KV cache when the
+    request was first admitted. `prompt_logprobs` comes once, with the first event.
+    """
+
+    request_id: str
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """What one layer keeps per token: decides its KV group.
+
+    Attributes:
+        num_kv_heads, head_dim: shape of one token's key (and value).
+        window: a query at position p sees keys in (p - window, p]; None sees all.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers that share page shape and lifetime, in model order.
+
+    `layers` are indices into the model's layers; a layer's place in the group is its index here.
+    """
+
+    index: int
+    layers: tuple[int, ...]
+    cache: LayerCache
+
+
+def group_layers(layer_caches: "tuple[LayerCache, ...]") -> tuple[KVGroup, ...]:
+    """Group layers by equal cache shape and window; groups that see everything come first."""
+    by_cache: dict[LayerCache, list[int]] = {}
+    for layer, cache in enumerate(layer_caches):
+        by_cache.setdefault(cache, []).append(layer)
+    ordered = sorted(by_cache.items(), key=lambda item: (item[0].window is not None, item[1][0]))
+    return tuple(KVGroup(i, tuple(layers), cache) for i, (cache, layers) in enumerate(ordered))

@@ -1,0 +1,1 @@
+"""Paged attention: one operation, several backends (see api.py)."""
