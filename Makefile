@@ -1,0 +1,59 @@
+# Two commands: `make demo` and `make test`. Both need python3 (3.11 or newer), pip, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The GPU machines' version of Python and jax; `make test-all` uses it where it is present.
+PYTHON_NEXT ?= python3.12
+JAX_NEXT ?= 0.11.2
+TESTS ?= tests
+
+.PHONY: demo test test-all lint bench parity train clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/python -m jaxserve.demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+test-all: test
+	@if $(PYTHON_NEXT) -c 'import venv' 2>/dev/null; then \
+	  test -d $(VENV)-next || { $(PYTHON_NEXT) -m venv $(VENV)-next && \
+	    $(VENV)-next/bin/pip install --disable-pip-version-check -e '.[test]' 'jax==$(JAX_NEXT)'; } && \
+	  $(VENV)-next/bin/python -m pytest $(TESTS); \
+	else echo "no $(PYTHON_NEXT) here: tested on $(PYTHON) only"; fi
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.host_overhead
+	$(BIN)/python -m bench.peers_cpu
+
+parity: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.parity.run
+
+train: $(VENV)/.installed-dev
+	$(BIN)/python -m jaxserve.embedded.train
+
+$(VENV)/.created:
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxserve needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	@echo "Installing jaxserve into $(VENV) (a few hundred MB, once)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
+	@echo "Installing jaxserve with its test and lint tools into $(VENV) (once)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[test,lint]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) $(VENV)-next build *.egg-info .pytest_cache .ruff_cache
