@@ -1,0 +1,194 @@
+"""Plans one step: decodes first, then running prefills, then sequences that can start.
+
+Changes the roster as if the step had run; the tokens follow later.
+"""
+
+import numpy as np
+
+from jaxserve.plan import PrefillChunk, StepPlan
+from jaxserve.scheduler.admission import Admission, Outcome
+from jaxserve.scheduler.buckets import BucketChooser
+from jaxserve.scheduler.draft import Chunk, StepDraft
+from jaxserve.scheduler.roster import Roster
+from jaxserve.scheduler.sequence import NO_SLOT, Sequence
+
+MAX_BEHIND = 8
+"""Sequences that may be passed over in one step because another computes their prefix."""
+
+
+class Planner:
+    """Makes step plans.
+
+    Args:
+        roster: the sequences.
+        chooser: finds the bucket of a step.
+    """
+
+    def __init__(self, roster: Roster, chooser: BucketChooser):
+        self._roster = roster
+        self._chooser = chooser
+        self.admission = Admission(roster, chooser.max_num_tokens)
+        self.num_steps = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+
+    def plan(self) -> StepPlan | None:
+        """The next step; None if no sequence can do anything before more tokens are applied."""
+        draft = StepDraft([[] for _ in self._roster.pager.index.groups])
+        self._extend_decodes(draft)
+        draft.budget = self._chooser.max_num_tokens - self._roster.slots.decodable().size
+        self._continue_prefills(draft)
+        if draft.budget > 0 and len(self._roster.waiting):
+            self._start_waiting(draft)
+        return self._commit(draft)
+
+    def _extend_decodes(self, draft: StepDraft) -> None:
+        """Move the windows and add the pages of decodes that need it, most important first."""
+        slots, pager = self._roster.slots, self._roster.pager
+        due = [seq for seq in map(slots.occupants.__getitem__, slots.due()) if seq is not None]
+        for seq in due:
+            pager.slide(seq, int(slots.positions[seq.slot]))
+        for seq in sorted(due, key=lambda seq: seq.importance):
+            if seq.slot == NO_SLOT:
+                continue  # preempted for a more important one
+            self._find_pages(seq, int(slots.positions[seq.slot]) + 1, draft)
+            slots.attention_at[seq.slot] = pager.attention_at(seq)
+
+    def _continue_prefills(self, draft: StepDraft) -> None:
+        for seq in sorted(self._roster.prefilling, key=lambda seq: seq.importance):
+            if draft.budget > 0 and seq.slot != NO_SLOT:
+                self._plan_chunk(seq, draft)
+
+    def _start_waiting(self, draft: StepDraft) -> None:
+        waiting = self._roster.waiting
+        behind: list[Sequence] = []
+        while draft.budget > 0 and len(behind) < MAX_BEHIND:
+            seq = waiting.peek()
+            if seq is None or seq.pending:
+                break
+            if draft.short_of_pages and self._victim_for(seq) is None:
+                break
+            outcome = self.admission.try_start(seq, draft)
+            if outcome is Outcome.NO_ROOM:
+                victim = self._victim_for(seq)
+                if victim is None:
+                    break
+                self._roster.preempt(victim, draft)
+                continue
+            waiting.pop()
+            if outcome is Outcome.BEHIND:
+                behind.append(seq)
+            elif not self._plan_chunk(seq, draft):
+                self._roster.preempt(seq, draft)
+                break
+        for seq in behind:
+            waiting.push(seq)
+
+    def _victim_for(self, seq: Sequence) -> Sequence | None:
+        """Whom a waiting sequence may preempt: someone of lower priority, not just a later one."""
+        if not self._roster.slots.num_used:
+            return None
+        victim = self._roster.least_important()
+        return victim if victim.importance.priority > seq.importance.priority else None
+
+    def _plan_chunk(self, seq: Sequence, draft: StepDraft) -> bool:
+        """Compute as much of the sequence as the budget and the pages allow; False: nothing."""
+        start = int(self._roster.slots.positions[seq.slot])
+        end = min(len(seq.tokens), start + draft.budget)
+        end = self._find_pages(seq, end, draft, start + 1)
+        if end <= start:
+            return False
+        draft.chunks.append(Chunk(seq, start, end))
+        draft.budget -= end - start
+        pager = self._roster.pager
+        if pager.enable_prefix_caching:
+            seq.hash_blocks(len(seq.tokens), pager.page_size)
+            first, last = start // pager.page_size, -(-end // pager.page_size)
+            draft.computing.update(seq.hashes[first:last])
+        return True
+
+    def _find_pages(
+        self, seq: Sequence, num_tokens: int, draft: StepDraft, at_least: int | None = None
+    ) -> int:
+        """Add pages for `num_tokens` tokens; return how many have some.
+
+        Less important sequences are preempted until there are pages for `at_least` tokens.
+        """
+        at_least = num_tokens if at_least is None else at_least
+        covered = self._roster.pager.grow(seq, num_tokens, draft.new_entries)
+        while covered < at_least:
+            draft.short_of_pages = True
+            victim = self._roster.least_important()
+            if victim is seq:
+                break  # wait for the pages of the more important ones; they come first
+            self._roster.preempt(victim, draft)
+            covered = self._roster.pager.grow(seq, num_tokens, draft.new_entries)
+        return covered
+
+    def _commit(self, draft: StepDraft) -> StepPlan | None:
+        slots, chunks = self._roster.slots, draft.chunks
+        decode_slots = slots.decodable()
+        if not decode_slots.size and not chunks:
+            assert not draft.loads and not any(draft.new_entries)
+            return None
+        decode_positions = slots.positions[decode_slots]
+        num_decodes, num_prefill_tokens = decode_slots.size, sum(c.end - c.start for c in chunks)
+        wants_logprobs = bool(slots.wants_logprobs[decode_slots].any()) or any(
+            slots.wants_logprobs[chunk.seq.slot] and chunk.end == len(chunk.seq.tokens)
+            for chunk in chunks
+        )
+        row_seqs = (
+            *map(slots.occupants.__getitem__, decode_slots.tolist()),
+            *(chunk.seq for chunk in chunks),
+        )
+        prefills = tuple(_prefill(chunk) for chunk in chunks)
+        slots.positions[decode_slots] += 1
+        for chunk in chunks:
+            self._commit_chunk(chunk)
+        self.num_steps += 1
+        self.decode_tokens += num_decodes
+        self.prefill_tokens += num_prefill_tokens
+        return StepPlan(
+            step_id=self.num_steps,
+            bucket=self._chooser.choose(
+                num_decodes + num_prefill_tokens, len(row_seqs), is_decode=not chunks
+            ),
+            slot_loads=tuple(draft.loads),
+            decode_slots=decode_slots,
+            decode_positions=decode_positions,
+            prefills=prefills,
+            page_updates=draft.page_updates(),
+            wants_logprobs=wants_logprobs,
+            wants_prompt_logprobs=any(chunk.targets is not None for chunk in prefills),
+            row_seqs=row_seqs,
+        )
+
+    def _commit_chunk(self, chunk: Chunk) -> None:
+        """Note that a chunk will have run. Only now may pages behind its window be reused."""
+        slots, pager, seq = self._roster.slots, self._roster.pager, chunk.seq
+        slots.positions[seq.slot] = chunk.end
+        num_before = seq.num_published
+        pager.publish(seq, chunk.end)
+        self.admission.num_prefill_blocks += seq.num_published - num_before
+        pager.slide(seq, chunk.end)
+        if chunk.end == len(seq.tokens):
+            del self._roster.prefilling[seq]
+            slots.decoding[seq.slot] = True
+            slots.attention_at[seq.slot] = pager.attention_at(seq)
+
+
+def _prefill(chunk: Chunk) -> PrefillChunk:
+    seq, start, end = chunk
+    targets = None
+    if seq.prompt_logprobs is not None:
+        targets = np.full(end - start, -1, np.int32)
+        following = seq.token_ids(start + 1, min(end + 1, seq.num_prompt))
+        targets[: len(following)] = following
+    return PrefillChunk(
+        slot=seq.slot,
+        start=start,
+        end=end,
+        token_ids=seq.token_ids(start, end),
+        samples=end == len(seq.tokens),
+        targets=targets,
+    )

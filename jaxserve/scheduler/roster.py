@@ -1,0 +1,90 @@
+"""Who is live, who runs and who waits, and the ways from one to the other.
+
+Holds the parts that planning and applying share; decides nothing.
+"""
+
+from jaxserve.kv.index import KVIndex
+from jaxserve.scheduler.draft import StepDraft
+from jaxserve.scheduler.pager import Pager
+from jaxserve.scheduler.queue import WaitingQueue
+from jaxserve.scheduler.sequence import NO_SLOT, Sequence
+from jaxserve.scheduler.slots import Slots
+
+
+class Roster:
+    """All live sequences. Each is in a slot or in the waiting queue.
+
+    Args:
+        num_slots: most sequences that run at once.
+        index: the pages of all groups.
+        enable_prefix_caching: name blocks and look for them.
+    """
+
+    def __init__(self, num_slots: int, index: KVIndex, enable_prefix_caching: bool):
+        self.slots = Slots(num_slots)
+        self.pager = Pager(index, enable_prefix_caching)
+        self.waiting = WaitingQueue()
+        self.prefilling: dict[Sequence, None] = {}
+        self.live: dict[str, Sequence] = {}
+        self.num_preemptions = 0
+
+    def add(self, seq: Sequence) -> None:
+        self.live[seq.request.request_id] = seq
+        self.waiting.push(seq)
+
+    def enter(self, seq: Sequence, position: int) -> None:
+        """Let a sequence run, from `position` on."""
+        self.slots.enter(seq, position)
+        self.prefilling[seq] = None
+
+    def least_important(self) -> Sequence:
+        """The running sequence that is the first to be preempted."""
+        return max(self.slots.running(), key=lambda seq: seq.importance)
+
+    def preempt(self, seq: Sequence, draft: StepDraft) -> None:
+        """Put a running sequence back into the queue; its full blocks stay findable for a while.
+
+        A token that it has in flight will be appended while it waits.
+        """
+        position = int(self.slots.positions[seq.slot])
+        draft.drop(seq.slot)
+        seq.pending = max(0, position + 1 - len(seq.tokens))
+        self._leave(seq)
+        self.waiting.push(seq)
+        self.num_preemptions += 1
+
+    def finish(self, seq: Sequence) -> None:
+        """End a sequence; everything it held is free at once."""
+        seq.finished = True
+        del self.live[seq.request.request_id]
+        if seq.slot == NO_SLOT:
+            self.waiting.note_finished()
+        else:
+            self._leave(seq)
+
+    def publish(self, seq: Sequence) -> None:
+        """Let lookups find the blocks of a running sequence that are known and planned."""
+        planned = int(self.slots.positions[seq.slot])
+        self.pager.publish(seq, min(len(seq.tokens), planned))
+
+    def _leave(self, seq: Sequence) -> None:
+        self.publish(seq)
+        self.pager.release(seq)
+        self.prefilling.pop(seq, None)
+        self.slots.leave(seq)
+
+    def check_integrity(self) -> None:
+        """AssertionError if a sequence is nowhere or in two places, or pages do not add up."""
+        self.slots.check_integrity()
+        running, waiting = self.slots.running(), self.waiting.live()
+        assert len(waiting) == len(self.waiting), "the queue miscounts its live sequences"
+        names = [seq.request.request_id for seq in (*running, *waiting)]
+        assert sorted(names) == sorted(self.live), f"live {sorted(self.live)}, placed {names}"
+        assert set(self.prefilling) == {seq for seq in running if not self.slots.decoding[seq.slot]}
+        for seq in running:
+            planned = int(self.slots.positions[seq.slot])
+            covered = seq.num_page_entries * self.pager.page_size
+            assert planned <= covered, (
+                f"{seq.request.request_id}: {planned} planned, pages for {covered}"
+            )
+        self.pager.check_integrity(running, waiting)

@@ -1,0 +1,109 @@
+"""A request on its way: its tokens, the pages it holds, and where it stands.
+
+Mutable; owned by the scheduler. Where its next step begins is kept per slot, in `slots`, because
+steady decoding must not touch one Python object per sequence.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxserve.kv.blocks import BlockHash, block_hashes
+from jaxserve.types import Request, TokenLogprobs
+
+NO_SLOT = -1
+NEVER = 1 << 62
+
+
+class Importance(NamedTuple):
+    """Orders sequences: the smallest is the most important one."""
+
+    priority: int
+    arrival_s: float
+    order: int
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one live request.
+
+    Attributes:
+        request: what was asked.
+        importance: who goes first.
+        root: parent of the first block's hash.
+        num_groups: KV groups of the model.
+        max_total: at most this many tokens, prompt and answer.
+        stop_ids: tokens that end the answer.
+        tokens: prompt and answer as far as the host knows it.
+        slot: place in the device state while running.
+        pages: per KV group, the page of each page index; before `held_from` they are not held.
+        held_from: per KV group, the first page index that is still held.
+        hashes: names of the full blocks of `tokens`, as far as they were needed.
+        num_published: blocks that the index has been told about.
+        publish_at: number of known tokens at which the next block can be published.
+        pending: sampled tokens that had not come back when the sequence was preempted.
+        num_cached: prompt tokens found in the cache at the first admission.
+        prompt_logprobs: collected so far; None if not asked for, or delivered.
+        finished: no event may follow.
+    """
+
+    request: Request
+    importance: Importance
+    root: BlockHash
+    num_groups: int
+    max_total: int
+    stop_ids: frozenset[int]
+    tokens: array
+    slot: int = NO_SLOT
+    pages: list[list[int]] = field(default_factory=list)
+    held_from: list[int] = field(default_factory=list)
+    hashes: list[BlockHash] = field(default_factory=list)
+    num_published: int = 0
+    publish_at: int = NEVER
+    pending: int = 0
+    num_cached: int = -1
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.forget_pages()
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_page_entries(self) -> int:
+        """Page indices that exist in each group's table row."""
+        return len(self.pages[0])
+
+    def forget_pages(self) -> None:
+        """Empty the page table; the references must have been given back."""
+        self.pages = [[] for _ in range(self.num_groups)]
+        self.held_from = [0] * self.num_groups
+        self.num_published = 0
+        self.publish_at = NEVER
+
+    def hash_blocks(self, num_tokens: int, page_size: int) -> int:
+        """Make sure that `hashes` has the full blocks of the first `num_tokens` tokens.
+
+        Returns:
+            How many these are; `hashes` may have more. Each is computed once.
+        """
+        done, wanted = len(self.hashes), num_tokens // page_size
+        if wanted > done:
+            new_tokens = self.tokens[done * page_size : wanted * page_size]
+            parent = self.hashes[-1] if self.hashes else self.root
+            self.hashes += block_hashes(new_tokens, page_size, parent)
+        return wanted
+
+    def page_rows(self) -> tuple[Int32[np.ndarray, " pages"], ...]:
+        """The page tables, as arrays; entries before `held_from` are any pages."""
+        return tuple(np.array(pages, dtype=np.int32) for pages in self.pages)
+
+    def token_ids(self, start: int, end: int) -> Int32[np.ndarray, " tokens"]:
+        """A copy of the tokens [start, end)."""
+        return np.array(self.tokens[start:end], dtype=np.int32)

@@ -1,0 +1,32 @@
+"""Counters and gauges of the scheduler, as a value."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPages:
+    """How the pages of one KV group are used."""
+
+    num_pages: int
+    num_free: int
+    num_cached: int
+    num_in_use: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """A snapshot. `num_*` of sequences and pages are of now, the rest count from the start.
+
+    `queried_tokens` are the known tokens of admitted requests that looked for cached blocks,
+    `hit_tokens` those that were found; resumed requests are left out of both.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_steps: int
+    num_preemptions: int
+    scheduled_prefill_tokens: int
+    scheduled_decode_tokens: int
+    queried_tokens: int
+    hit_tokens: int
+    pages: tuple[GroupPages, ...]
