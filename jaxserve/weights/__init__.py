@@ -1,0 +1,6 @@
+"""Checkpoints on disk <-> parameter trees: Hugging Face folders and Orbax, loaded tensor by tensor."""
+
+from jaxserve.weights.convert import convert_checkpoint
+from jaxserve.weights.loader import LoadedModel, load_checkpoint, resolve_model
+
+__all__ = ["LoadedModel", "convert_checkpoint", "load_checkpoint", "resolve_model"]

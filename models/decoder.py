@@ -1,0 +1,244 @@
+"""One parametrised dense decoder: its weights, and its forward pass over a flat token axis.
+
+Tokens of many sequences lie side by side on one axis T; what a token may see is the business of
+the `attend` callable. Knows nothing of the KV cache, batches, meshes or checkpoints.
+
+Parameters: {"embed", "final_norm", ...; "vectors": {name: [L, n]}; "layers": ({name: matrix}, ...)}.
+All one-dimensional weights of a kind are stacked over the layers (each leaf costs time in every
+call); matrices are per layer, because slicing a stack copies them on CPU.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxserve.models import layers as nn
+from jaxserve.models.config import DecoderConfig, LayerSpec, NormSpec
+from jaxserve.models.spec import Params, ParamSpec
+from jaxserve.sharding import Axis
+
+Cache = TypeVar("Cache")
+
+Attend = Callable[[Cache, int, Array, Array, Array], tuple[Array, Cache]]
+"""attend(cache, layer_index, q_tqh, k_tkh, v_tkh) -> (o_tqh, cache)"""
+
+
+def param_specs(config: DecoderConfig) -> Params:
+    """Every weight of the decoder, each declared here and nowhere else."""
+    embed = Axis("embed", config.hidden_size)
+    specs: Params = {
+        "embed": ParamSpec((Axis("vocab", config.vocab_size), embed)),
+        "layers": tuple(_matrix_specs(config, layer) for layer in config.layers),
+        "vectors": {
+            name: ParamSpec((Axis("layers", config.num_layers), *axes), init)
+            for name, (axes, init) in _vector_axes(config).items()
+        },
+    }
+    if config.final_norm.has_weight:
+        specs["final_norm"] = ParamSpec((embed,), _weight_init(config.final_norm))
+    if config.final_norm.has_bias:
+        specs["final_norm_bias"] = ParamSpec((embed,), "zeros")
+    if not config.tie_word_embeddings:
+        specs["head"] = ParamSpec((Axis("vocab", config.vocab_size), embed))
+    if config.head_bias:
+        specs["head_bias"] = ParamSpec((Axis("vocab", config.vocab_size),), "zeros")
+    return specs
+
+
+def _matrix_specs(config: DecoderConfig, layer: LayerSpec) -> Params:
+    embed, mlp = Axis("embed", config.hidden_size), Axis("mlp", config.intermediate_size)
+    q_heads = Axis("q_heads", layer.num_heads, layer.head_dim)
+    kv_heads = Axis("kv_heads", layer.num_kv_heads, layer.head_dim)
+    specs = {
+        "q": ParamSpec((q_heads, embed)),
+        "k": ParamSpec((kv_heads, embed)),
+        "v": ParamSpec((kv_heads, embed)),
+        "o": ParamSpec((embed, q_heads)),
+        "up": ParamSpec((mlp, embed)),
+        "down": ParamSpec((embed, mlp)),
+    }
+    if config.gated_mlp:
+        specs["gate"] = ParamSpec((mlp, embed))
+    return specs
+
+
+def _vector_axes(config: DecoderConfig) -> dict[str, tuple[tuple[Axis, ...], str]]:
+    """Axes (without the layer axis) and init of the weights that are stacked over layers."""
+    layer = config.layers[0]
+    embed, mlp = Axis("embed", config.hidden_size), Axis("mlp", config.intermediate_size)
+    q_heads = Axis("q_heads", layer.num_heads, layer.head_dim)
+    kv_heads = Axis("kv_heads", layer.num_kv_heads, layer.head_dim)
+    out: dict[str, tuple[tuple[Axis, ...], str]] = {}
+
+    def add_norm(name: str, spec: NormSpec, *axes: Axis) -> None:
+        if spec.has_weight:
+            out[name] = (axes, _weight_init(spec))
+        if spec.has_bias:
+            out[name + "_bias"] = (axes, "zeros")
+
+    if config.pre_norm:
+        add_norm("attn_norm", config.norm, embed)
+        if not config.parallel:
+            add_norm("mlp_norm", config.norm, embed)
+    if config.post_norm:
+        add_norm("post_attn_norm", config.norm, embed)
+        add_norm("post_mlp_norm", config.norm, embed)
+    if config.qk_norm is not None:
+        one_head = Axis("head_dim", layer.head_dim)
+        per_head = config.qk_norm_width == "head"
+        add_norm("q_norm", config.qk_norm, one_head if per_head else q_heads)
+        add_norm("k_norm", config.qk_norm, one_head if per_head else kv_heads)
+    if config.qkv_bias:
+        out |= {"q_bias": ((q_heads,), "zeros")}
+        out |= {"k_bias": ((kv_heads,), "zeros"), "v_bias": ((kv_heads,), "zeros")}
+    if config.o_bias:
+        out["o_bias"] = ((embed,), "zeros")
+    if config.mlp_bias:
+        out |= {"up_bias": ((mlp,), "zeros"), "down_bias": ((embed,), "zeros")}
+        if config.gated_mlp:
+            out["gate_bias"] = ((mlp,), "zeros")
+    return out
+
+
+def _weight_init(spec: NormSpec) -> str:
+    return "zeros" if spec.offset == 1.0 else "ones"
+
+
+def forward(
+    params: Params,
+    config: DecoderConfig,
+    tokens_t: Int[Array, " T"],
+    positions_t: Int[Array, " T"],
+    attend: Attend[Cache],
+    cache: Cache,
+) -> tuple[Float[Array, "T D"], Cache]:
+    """Hidden states after the final norm, and the cache as `attend` left it.
+
+    The loop is unrolled; the two halves of a layer are traced once per distinct layer spec.
+    """
+    x_td = nn.embed(params["embed"], tokens_t)
+    if config.embedding_multiplier != 1.0:
+        # In the compute dtype, as the models that do this were trained.
+        x_td = x_td * jnp.asarray(config.embedding_multiplier, x_td.dtype)
+    ropes = {layer.rope for layer in config.layers if layer.rope is not None}
+    tables = {rope: nn.rotation(rope, positions_t) for rope in ropes}
+    for i, layer in enumerate(config.layers):
+        with jax.named_scope(f"layer{i}"):
+            weights = params["layers"][i] | {
+                name: lax.index_in_dim(stack, i, keepdims=False)
+                for name, stack in params["vectors"].items()
+            }
+            table = tables.get(layer.rope)
+            q_tqh, k_tkh, v_tkh = _before_attention(
+                weights, x_td, positions_t, table, config=config, layer=layer
+            )
+            o_tqh, cache = attend(cache, i, q_tqh, k_tkh, v_tkh)
+            x_td = _after_attention(weights, x_td, o_tqh, config=config)
+    x_td = nn.norm(x_td, params.get("final_norm"), config.final_norm, params.get("final_norm_bias"))
+    return x_td, cache
+
+
+def compute_logits(
+    params: Params, config: DecoderConfig, hidden_td: Float[Array, "T D"]
+) -> Float[Array, "T V"]:
+    """float32 logits of hidden states that `forward` returned."""
+    head_vd = params["embed"] if config.tie_word_embeddings else params["head"]
+    logits_tv = nn.logits(hidden_td, head_vd)
+    if config.head_bias:
+        logits_tv += params["head_bias"].astype(jnp.float32)[None, :]
+    if config.logit_multiplier != 1.0:
+        logits_tv *= jnp.float32(config.logit_multiplier)
+    if config.final_logit_soft_cap is not None:
+        logits_tv = nn.soft_cap(logits_tv, config.final_logit_soft_cap)
+    return logits_tv
+
+
+@partial(jax.jit, static_argnames=("config", "layer"), inline=True)
+def _before_attention(
+    w: Params,
+    x_td: Array,
+    positions_t: Array,
+    table_t2r: Array | None,
+    *,
+    config: DecoderConfig,
+    layer: LayerSpec,
+) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of one layer, normalised and rotated."""
+    x_td = _norm(w, "attn_norm", x_td, config.norm) if config.pre_norm else x_td
+    q = nn.linear(x_td, w["q"], w.get("q_bias"))
+    k = nn.linear(x_td, w["k"], w.get("k_bias"))
+    v = nn.linear(x_td, w["v"], w.get("v_bias"))
+    if config.clip_qkv is not None:
+        q, k, v = (jnp.clip(x, -config.clip_qkv, config.clip_qkv) for x in (q, k, v))
+    if config.qk_norm is not None and config.qk_norm_width == "full":
+        q = _norm(w, "q_norm", q, config.qk_norm)
+        k = _norm(w, "k_norm", k, config.qk_norm)
+    q_tqh = q.reshape(-1, layer.num_heads, layer.head_dim)
+    k_tkh = k.reshape(-1, layer.num_kv_heads, layer.head_dim)
+    v_tkh = v.reshape(-1, layer.num_kv_heads, layer.head_dim)
+    norm_heads = config.qk_norm is not None and config.qk_norm_width != "full"
+    if norm_heads and not config.qk_norm_after_rope:
+        q_tqh, k_tkh = _norm_heads(w, q_tqh, k_tkh, config)
+    if layer.rope is not None:
+        q_tqh = nn.rotate(q_tqh, table_t2r, layer.rope)
+        k_tkh = nn.rotate(k_tkh, table_t2r, layer.rope)
+    if norm_heads and config.qk_norm_after_rope:
+        q_tqh, k_tkh = _norm_heads(w, q_tqh, k_tkh, config)
+    if layer.query_scale is not None:
+        q_tqh = nn.scale_queries(q_tqh, positions_t, layer.query_scale)
+    return q_tqh, k_tkh, v_tkh
+
+
+def _norm_heads(w: Params, q_tqh: Array, k_tkh: Array, config: DecoderConfig) -> Any:
+    """Normalise each head on its own; the weight is shared by the heads or not."""
+    assert config.qk_norm is not None
+    out = []
+    for name, x in (("q_norm", q_tqh), ("k_norm", k_tkh)):
+        shape = x.shape[1:] if config.qk_norm_width == "heads" else x.shape[2:]
+        weight, bias = (
+            None if v is None else v.reshape(shape) for v in (w.get(name), w.get(name + "_bias"))
+        )
+        out.append(nn.norm(x, weight, config.qk_norm, bias))
+    return out
+
+
+@partial(jax.jit, static_argnames=("config",), inline=True)
+def _after_attention(w: Params, x_td: Array, o_tqh: Array, *, config: DecoderConfig) -> Array:
+    """The residual stream after output projection and MLP of one layer."""
+    y_td = nn.linear(o_tqh.reshape(o_tqh.shape[0], -1), w["o"], w.get("o_bias"))
+    if config.post_norm:
+        y_td = _norm(w, "post_attn_norm", y_td, config.norm)
+    h_td = _add(x_td, y_td, config)
+    if config.parallel:
+        m_td = _norm(w, "attn_norm", x_td, config.norm)
+    else:
+        m_td = _norm(w, "mlp_norm", h_td, config.norm) if config.pre_norm else h_td
+    m_td = _mlp(w, m_td, config)
+    if config.post_norm:
+        m_td = _norm(w, "post_mlp_norm", m_td, config.norm)
+    return _add(h_td, m_td, config)
+
+
+def _mlp(w: Params, x_td: Array, config: DecoderConfig) -> Array:
+    h_tf = nn.linear(x_td, w["up"], w.get("up_bias"))
+    if config.gated_mlp:
+        gate_tf = nn.linear(x_td, w["gate"], w.get("gate_bias"))
+        h_tf = nn.activate(gate_tf, config.activation) * h_tf
+    else:
+        h_tf = nn.activate(h_tf, config.activation)
+    return nn.linear(h_tf, w["down"], w.get("down_bias"))
+
+
+def _add(x_td: Array, y_td: Array, config: DecoderConfig) -> Array:
+    if config.residual_multiplier != 1.0:
+        y_td = y_td * jnp.asarray(config.residual_multiplier, y_td.dtype)
+    return x_td + y_td
+
+
+def _norm(w: Params, name: str, x: Array, spec: NormSpec) -> Array:
+    return nn.norm(x, w.get(name), spec, w.get(name + "_bias"))

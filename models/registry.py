@@ -1,0 +1,88 @@
+"""Architecture name -> reader of its config.json. Adding a family is a reader and a line here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxserve.errors import WeightsError
+from jaxserve.models import families, families_norms
+from jaxserve.models.config import DecoderConfig
+from jaxserve.models.fields import Fields
+
+Reader = Callable[[Fields, int | None], DecoderConfig]
+
+ARCHITECTURES: dict[str, Reader] = {
+    "LlamaForCausalLM": families.llama,
+    "InternLM3ForCausalLM": families.internlm3,
+    "ArceeForCausalLM": families.arcee,
+    "MistralForCausalLM": families.mistral,
+    "MinistralForCausalLM": families.ministral,
+    "Ministral3ForCausalLM": families.ministral3,
+    "Qwen2ForCausalLM": families.qwen2,
+    "Qwen3ForCausalLM": families.qwen3,
+    "SmolLM3ForCausalLM": families.smollm3,
+    "Phi3ForCausalLM": families.phi3,
+    "GraniteForCausalLM": families.granite,
+    "SeedOssForCausalLM": families.seed_oss,
+    "Ernie4_5ForCausalLM": families.ernie45,
+    "HeliumForCausalLM": families.helium,
+    "CwmForCausalLM": families.cwm,
+    "HunYuanDenseV1ForCausalLM": families.hunyuan_dense,
+    "Exaone4ForCausalLM": families.exaone4,
+    "GemmaForCausalLM": families_norms.gemma,
+    "Gemma2ForCausalLM": families_norms.gemma2,
+    "Gemma3ForCausalLM": families_norms.gemma3,
+    "GlmForCausalLM": families_norms.glm,
+    "Glm4ForCausalLM": families_norms.glm4,
+    "OlmoForCausalLM": families_norms.olmo,
+    "Olmo2ForCausalLM": families_norms.olmo2,
+    "Olmo3ForCausalLM": families_norms.olmo3,
+    "HyperCLOVAXForCausalLM": families_norms.hyperclovax,
+    "CohereForCausalLM": families_norms.cohere,
+    "Cohere2ForCausalLM": families_norms.cohere2,
+    "Starcoder2ForCausalLM": families_norms.starcoder2,
+    "NemotronForCausalLM": families_norms.nemotron,
+    "Jais2ForCausalLM": families_norms.jais2,
+    "PhiForCausalLM": families_norms.phi,
+    "StableLmForCausalLM": families_norms.stablelm,
+}
+
+TEXT_OF: dict[str, str] = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+}
+"""Image and text models of which the text half, under `text_config`, is one of the above."""
+
+
+def read_config(
+    values: Mapping[str, Any], origin: str = "config.json", context_len: int | None = None
+) -> DecoderConfig:
+    """The decoder that a parsed config.json describes.
+
+    Args:
+        origin: what to call the file in errors.
+        context_len: longest sequence that will be served, if shorter than the model allows.
+
+    Raises:
+        WeightsError: the architecture is unknown, or a field is missing, malformed or unsupported.
+    """
+    values = dict(values)
+    names = values.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise WeightsError(f"{origin}: field 'architectures' is {names!r}; expected one name")
+    name = names[0]
+    if name in TEXT_OF and isinstance(values.get("text_config"), dict):
+        text = dict(values["text_config"])
+        for key in ("eos_token_id", "tie_word_embeddings", "quantization_config"):
+            if key in values:
+                text.setdefault(key, values[key])
+        name = TEXT_OF[name]
+        values = text | {"architectures": [name]}
+    if name not in ARCHITECTURES:
+        raise WeightsError(
+            f"{origin}: architecture {name!r} is not supported; supported are "
+            + ", ".join(sorted(ARCHITECTURES))
+        )
+    fields = Fields(values, origin)
+    config = ARCHITECTURES[name](fields, context_len)
+    fields.refuse_leftovers()
+    return config

@@ -1,0 +1,69 @@
+"""Weights before they have values: shape, logical axes and initial distribution of each.
+
+Knows nothing of checkpoints. One `ParamSpec` declares a weight; shapes for tracing, shardings and
+random values all derive from it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxserve.sharding import Axis, named_sharding
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One weight, in the compute dtype.
+
+    `init` is "normal" (scaled by the last axis, the one that is summed over), "ones" or "zeros".
+    """
+
+    axes: tuple[Axis, ...]
+    init: str = "normal"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def logical_axes(self) -> tuple[str, ...]:
+        return tuple(axis.name for axis in self.axes)
+
+
+def is_spec(node: Any) -> bool:
+    return isinstance(node, ParamSpec)
+
+
+def abstract_params(specs: Params, dtype: Any, mesh: Mesh | None = None) -> Params:
+    """The tree of shapes and dtypes (and shardings over `mesh`) that `specs` describes."""
+
+    def abstract(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        sharding = None if mesh is None else named_sharding(spec.axes, mesh)
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, specs, is_leaf=is_spec)
+
+
+def param_shardings(specs: Params, mesh: Mesh) -> Params:
+    return jax.tree.map(lambda spec: named_sharding(spec.axes, mesh), specs, is_leaf=is_spec)
+
+
+def init_params(specs: Params, key: jax.Array, dtype: Any = jnp.float32) -> Params:
+    """Random weights, for training from scratch, tests and benchmarks."""
+    leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, [_init(s, k, dtype) for s, k in zip(leaves, keys, strict=True)])
+
+
+def _init(spec: ParamSpec, key: jax.Array, dtype: Any) -> jax.Array:
+    if spec.init == "zeros":
+        return jnp.zeros(spec.shape, dtype)
+    if spec.init == "ones":
+        return jnp.ones(spec.shape, dtype)
+    scale = jnp.asarray(spec.shape[-1] ** -0.5, dtype)
+    return jax.random.normal(key, spec.shape, dtype) * scale
