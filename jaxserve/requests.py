@@ -1,0 +1,363 @@
+"""From a prompt and sampling parameters to the Requests an engine takes: every bound is here.
+
+`make_requests` is what `llm` and the server share, so both refuse the same things in the same
+words. Parameters are named in errors as the caller spells them. Knows nothing of the engine.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from jaxserve.errors import RequestError
+from jaxserve.types import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_TOKEN_IDS,
+    Request,
+    SamplingParams,
+)
+
+MAX_N = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 1024
+MAX_CACHE_SALT_CHARS = 128
+MAX_PRIORITY = 2**31 - 1
+MAX_SEED = 2**63
+SEED_MODULUS = 2**31
+
+FORBIDDEN_SALT_CHARS = "@/\\\0"
+
+GENERATION_CONFIG_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one engine can take.
+
+    Attributes:
+        max_model_len: longest prompt plus answer, in tokens.
+        vocab_size: token ids are below this.
+        eos_token_ids: the model's end-of-sequence ids.
+    """
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A number's range; the low end is exclusive if `open_low`."""
+
+    low: float
+    high: float
+    open_low: bool = False
+
+    def __str__(self) -> str:
+        left = "above" if self.open_low else "from"
+        return f"{left} {self.low:g} to {self.high:g}"
+
+    def holds(self, value: float) -> bool:
+        return value <= self.high and (value > self.low if self.open_low else value >= self.low)
+
+
+_FLOATS = {
+    "temperature": _Bound(0, 100),
+    "top_p": _Bound(0, 1, open_low=True),
+    "min_p": _Bound(0, 1),
+    "presence_penalty": _Bound(-2, 2),
+    "frequency_penalty": _Bound(-2, 2),
+    "repetition_penalty": _Bound(0, 10, open_low=True),
+}
+
+_INTS = {
+    "n": _Bound(1, MAX_N),
+    "top_k": _Bound(-1, 2**31 - 1),
+    "min_tokens": _Bound(0, 2**31 - 1),
+    "seed": _Bound(-MAX_SEED, MAX_SEED - 1),
+    "max_tokens": _Bound(1, 2**31 - 1),
+    "logprobs": _Bound(0, MAX_LOGPROBS),
+    "prompt_logprobs": _Bound(0, MAX_LOGPROBS),
+}
+
+_OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids")
+
+_BOOLS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
+
+
+def make_requests(
+    request_id: str,
+    prompt_ids: Sequence[int],
+    sampling: SamplingParams,
+    limits: Limits,
+    *,
+    draw_seed: "DrawSeed",
+    priority: int = 0,
+    cache_salt: str = "",
+    param: str = "prompt",
+) -> list[Request]:
+    """One Request for each of the `n` answers, ids `{request_id}-{i}`, seeds `seed + i`.
+
+    Args:
+        draw_seed: gives a seed to a request that brings none.
+        param: what errors call the prompt.
+
+    Raises:
+        RequestError: anything out of bounds, naming the parameter.
+    """
+    ids = check_token_ids(prompt_ids, param, limits.vocab_size)
+    if not ids:
+        raise RequestError(f"{param} is empty; expected at least one token", param=param)
+    sampling = check_sampling(sampling, limits)
+    max_tokens = _fit_context(len(ids), sampling.max_tokens, limits.max_model_len, param)
+    if sampling.min_tokens > max_tokens:
+        raise RequestError(
+            f"min_tokens is {sampling.min_tokens}, more than the {max_tokens} tokens that can be "
+            "generated (max_tokens, or what the context leaves)",
+            param="min_tokens",
+        )
+    _check_int("priority", priority, _Bound(-MAX_PRIORITY, MAX_PRIORITY))
+    _check_salt(cache_salt)
+    seed = draw_seed() if sampling.seed is None else sampling.seed
+    arrival_s = time.monotonic()
+    return [
+        Request(
+            request_id=f"{request_id}-{i}",
+            prompt_ids=ids,
+            sampling=replace(sampling, n=1, max_tokens=max_tokens, seed=(seed + i) % SEED_MODULUS),
+            eos_token_ids=limits.eos_token_ids,
+            priority=priority,
+            arrival_s=arrival_s,
+            cache_salt=cache_salt,
+        )
+        for i in range(sampling.n)
+    ]
+
+
+def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
+    """Check every parameter; return them with sequences as tuples and numbers of the right type.
+
+    Raises:
+        RequestError: the first parameter that is out of bounds.
+    """
+    if not isinstance(sampling, SamplingParams):
+        raise RequestError(
+            f"expected SamplingParams, not {type(sampling).__name__}", param="sampling_params"
+        )
+    checked: dict[str, Any] = {}
+    for name, bound in _FLOATS.items():
+        checked[name] = _check_float(name, getattr(sampling, name), bound)
+    for name, bound in _INTS.items():
+        value = getattr(sampling, name)
+        checked[name] = (
+            None if value is None and name in _OPTIONAL else _check_int(name, value, bound)
+        )
+    for name in _BOOLS:
+        if not isinstance(getattr(sampling, name), bool):
+            raise RequestError(
+                f"{name} is {_show(getattr(sampling, name))}; expected true or false", param=name
+            )
+    checked["stop"] = _check_stop(sampling.stop)
+    checked["stop_token_ids"] = check_token_ids(
+        sampling.stop_token_ids, "stop_token_ids", limits.vocab_size
+    )
+    num_stop_ids = len(set(checked["stop_token_ids"]) | set(limits.eos_token_ids))
+    if num_stop_ids > MAX_STOP_TOKEN_IDS:
+        raise RequestError(
+            f"stop_token_ids and the model's {len(limits.eos_token_ids)} end-of-sequence ids are "
+            f"{num_stop_ids} together; expected at most {MAX_STOP_TOKEN_IDS}",
+            param="stop_token_ids",
+        )
+    checked["logit_bias"] = _check_logit_bias(sampling.logit_bias, limits.vocab_size)
+    checked["banned_token_ids"] = check_token_ids(
+        sampling.banned_token_ids, "banned_token_ids", limits.vocab_size
+    )
+    checked["allowed_token_ids"] = _check_allowed(sampling, limits.vocab_size)
+    return replace(sampling, **checked)
+
+
+def check_token_ids(token_ids: Any, param: str, vocab_size: int) -> tuple[int, ...]:
+    """Token ids as a tuple of ints in [0, vocab_size)."""
+    if isinstance(token_ids, (str, bytes, Mapping)) or not isinstance(token_ids, Iterable):
+        raise RequestError(
+            f"{param} is {_show(token_ids)}; expected a list of token ids", param=param
+        )
+    ids = tuple(token_ids)
+    if all(type(token_id) is int for token_id in ids):  # the common case, at C speed
+        if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+            return ids
+    return tuple(
+        _check_token_id(token_id, f"{param}.{i}", vocab_size) for i, token_id in enumerate(ids)
+    )
+
+
+class DrawSeed:
+    """Seeds for requests that bring none; a function of the first seed and the order of calls."""
+
+    def __init__(self, seed: int):
+        self._random = random.Random(seed)
+
+    def __call__(self) -> int:
+        return self._random.randrange(SEED_MODULUS)
+
+
+def default_sampling(generation_config: Mapping[str, Any], **changes: Any) -> SamplingParams:
+    """SamplingParams with what a checkpoint's generation_config.json recommends, then `changes`.
+
+    Values there that are null, of another type or out of bounds are not taken.
+    """
+    values: dict[str, Any] = {}
+    for name in GENERATION_CONFIG_FIELDS:
+        value = generation_config.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if (_FLOATS.get(name) or _INTS[name]).holds(value):
+            values[name] = int(value) if name in _INTS else float(value)
+    return SamplingParams(**(values | changes))
+
+
+SAMPLING_FIELDS = tuple(spec.name for spec in fields(SamplingParams))
+
+
+def _fit_context(num_prompt: int, max_tokens: int | None, max_model_len: int, param: str) -> int:
+    """How many tokens may be generated; says by how much a prompt does not fit."""
+    room = max_model_len - num_prompt
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens; this model's context holds {max_model_len}, one "
+            f"of which must be left for the answer: shorten the prompt by {1 - room} tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if max_tokens is None:
+        return room
+    if max_tokens > room:
+        raise RequestError(
+            f"the prompt has {num_prompt} tokens and max_tokens is {max_tokens}, together "
+            f"{num_prompt + max_tokens}; this model's context holds {max_model_len}: shorten the "
+            f"prompt or lower max_tokens by {max_tokens - room} tokens",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+    return max_tokens
+
+
+def _check_float(param: str, value: Any, bound: _Bound) -> float:
+    number = _as_number(value)
+    if number is None or not math.isfinite(number) or not bound.holds(number):
+        raise RequestError(f"{param} is {_show(value)}; expected a number {bound}", param=param)
+    return float(number)
+
+
+def _check_int(param: str, value: Any, bound: _Bound) -> int:
+    number = _as_index(value)
+    if number is None or not bound.holds(number):
+        raise RequestError(f"{param} is {_show(value)}; expected an integer {bound}", param=param)
+    return number
+
+
+def _check_token_id(value: Any, param: str, vocab_size: int) -> int:
+    token_id = _as_index(value)
+    if token_id is None or not 0 <= token_id < vocab_size:
+        raise RequestError(
+            f"{param} is {_show(value)}; expected a token id from 0 to {vocab_size - 1}",
+            param=param,
+        )
+    return token_id
+
+
+def _check_stop(stop: Any) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
+        raise RequestError(
+            f"stop is {_show(stop)}; expected a text or a list of them", param="stop"
+        )
+    if len(strings) > MAX_STOP_STRINGS:
+        raise RequestError(
+            f"stop has {len(strings)} strings; expected at most {MAX_STOP_STRINGS}", param="stop"
+        )
+    for i, text in enumerate(strings):
+        if not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
+            raise RequestError(
+                f"stop.{i} has {len(text)} characters; expected 1 to {MAX_STOP_STRING_CHARS}",
+                param=f"stop.{i}",
+            )
+    return tuple(strings)
+
+
+def _check_logit_bias(logit_bias: Any, vocab_size: int) -> dict[int, float]:
+    if not isinstance(logit_bias, Mapping):
+        raise RequestError(
+            f"logit_bias is {_show(logit_bias)}; expected token ids with a number each",
+            param="logit_bias",
+        )
+    if len(logit_bias) > MAX_LOGIT_BIAS:
+        raise RequestError(
+            f"logit_bias has {len(logit_bias)} entries; expected at most {MAX_LOGIT_BIAS}",
+            param="logit_bias",
+        )
+    return {
+        _check_token_id(token_id, "logit_bias", vocab_size): _check_float(
+            f"logit_bias.{token_id}", bias, _Bound(-100, 100)
+        )
+        for token_id, bias in logit_bias.items()
+    }
+
+
+def _check_allowed(sampling: SamplingParams, vocab_size: int) -> tuple[int, ...] | None:
+    if sampling.allowed_token_ids is None:
+        return None
+    allowed = check_token_ids(sampling.allowed_token_ids, "allowed_token_ids", vocab_size)
+    if not set(allowed) - set(sampling.banned_token_ids):
+        raise RequestError(
+            "allowed_token_ids leaves no token that can be sampled; give at least one that is not "
+            "banned",
+            param="allowed_token_ids",
+        )
+    return allowed
+
+
+def _check_salt(cache_salt: Any) -> None:
+    if (
+        not isinstance(cache_salt, str)
+        or len(cache_salt) > MAX_CACHE_SALT_CHARS
+        or any(char in FORBIDDEN_SALT_CHARS for char in cache_salt)
+        or not cache_salt.isprintable()
+    ):
+        raise RequestError(
+            f"cache_salt is {_show(cache_salt)}; expected at most {MAX_CACHE_SALT_CHARS} printable "
+            "characters without '@', '/' or '\\'",
+            param="cache_salt",
+        )
+
+
+def _as_index(value: Any) -> int | None:
+    """The int that a value is (numpy's too), but not a bool or a float."""
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        return None
+    try:
+        return value.__index__()
+    except TypeError:
+        return None
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, (bool, str, bytes)) or not hasattr(type(value), "__float__"):
+        return None
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def _show(value: Any, limit: int = 60) -> str:
+    """A value for a message: short, whatever it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (list, tuple, set, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value[:limit]) if isinstance(value, (str, bytes)) else repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
