@@ -5,9 +5,7 @@ returns at once with device futures; `fetch` waits for them. The pool and the st
 each program and replaced by its outputs. Knows nothing of requests or policies.
 """
 
-import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,9 +35,7 @@ from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.paged_attention.api import Backend
 from jaxserve.plan import Bucket, StepPlan, StepResult
 from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
-from jaxserve.types import MAX_LOGPROBS, KVGroup
-
-logger = logging.getLogger(__name__)
+from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, no_progress
 
 PROMPT_LOGPROB_TILE = 64
 
@@ -210,29 +206,20 @@ class Runner:
         self._buckets = buckets
         self._steps: dict[Bucket, Callable[..., Any]] = {}
         self._load_slot: Callable[..., Any] | None = None
-        self.compile_seconds: Mapping[str, float] = {}
 
     @property
     def num_graphs(self) -> int:
         """Compiled programs: one per bucket, and the one that fills a slot."""
         return len(self._steps) + (self._load_slot is not None)
 
-    def compile(self, progress: Callable[[str], None] = lambda name: None) -> None:
-        """Compile every program ahead of time; `progress` is called after each with its name."""
-        seconds = {}
-        for bucket in self._buckets:
-            name = f"{'decode' if bucket.is_decode else 'mixed'} {bucket.num_tokens}"
-            if not bucket.is_decode:
-                name += f"x{bucket.num_rows}"
-            start = time.perf_counter()
+    def compile(self, progress: Progress = no_progress) -> None:
+        """Compile every program ahead of time, with a call of `progress` after each."""
+        total = len(self._buckets) + 1
+        for done, bucket in enumerate(self._buckets):
+            progress("compile", done, total)
             self._steps[bucket] = self._compile_step(bucket)
-            seconds[name] = time.perf_counter() - start
-            progress(name)
-        start = time.perf_counter()
         self._load_slot = self._compile_load()
-        seconds["load slot"] = time.perf_counter() - start
-        progress("load slot")
-        self.compile_seconds = seconds
+        progress("compile", total, total)
 
     def _compile_step(self, bucket: Bucket) -> Callable[..., Any]:
         step = jax.jit(

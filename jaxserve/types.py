@@ -5,7 +5,7 @@ which belongs to the scheduler.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,13 @@ MAX_LOGIT_BIAS = 300
 
 MAX_STOP_TOKEN_IDS = 16
 """Most ids of `stop_token_ids` together with the model's own end-of-sequence ids."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how much of it is done, of how much)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """A `Progress` that tells nobody."""
 
 
 class FinishReason(enum.StrEnum):

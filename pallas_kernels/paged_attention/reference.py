@@ -142,7 +142,7 @@ def _attend_chunks(
     pool_headwise = pool.reshape(-1, page_size, head_dim)
     head_k = jnp.arange(num_kv, dtype=jnp.int32)
     q_skxh = q_skgbh.reshape(num_seqs, num_kv, num_groups * num_queries, head_dim)
-    q_pos_sb = position_s[:, None] + jnp.arange(num_queries, dtype=jnp.int32)
+    q_pos_sb = position_s[:, None] + jnp.arange(num_queries, dtype=jnp.int32)[None]
 
     def load(row_sc):
         row_skc = row_sc[:, None, :] * num_kv + head_k[None, :, None]

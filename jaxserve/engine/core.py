@@ -4,68 +4,27 @@
 host. Not thread-safe: one thread owns an engine. Knows nothing of text or HTTP.
 """
 
-import logging
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import jax
-import numpy as np
-
-from jaxserve.attend import head_axis
-from jaxserve.batch import StateShape, create_state
 from jaxserve.config import Config
-from jaxserve.errors import ConfigError
-from jaxserve.kv.blocks import Namespace
-from jaxserve.kv.pool import create_pool, page_bytes, storage_dtype
-from jaxserve.pallas_kernels.paged_attention.api import get_backend
-from jaxserve.pallas_kernels.paged_attention.reference import table_width
-from jaxserve.runner import Runner, StepHandle, StepProgram
-from jaxserve.scheduler import Scheduler, default_buckets
-from jaxserve.sharding import TENSOR_AXIS, make_mesh
+from jaxserve.runner import Runner, StepHandle
+from jaxserve.scheduler import Scheduler, SchedulerStats
 from jaxserve.tokenizer import Tokenizer
-from jaxserve.types import KVGroup, Request, TokenEvent, group_layers
-from jaxserve.weights import LoadedModel, load_checkpoint
-
-logger = logging.getLogger(__name__)
-
-LAYOUT_VERSION = 1
-"""Changes when the bytes of a block change meaning; part of every block's namespace."""
-
-CPU_KV_BYTES = 4 << 30
-GPU_MEMORY_FRACTION = 0.9
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how much is done, of how much)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A moment of the engine, in counts."""
-
-    num_running: int
-    num_waiting: int
-    num_pages: tuple[int, ...]
-    num_pages_in_use: tuple[int, ...]
-    num_steps: int
-    num_generated_tokens: int
-    num_preemptions: int
+from jaxserve.types import Request, TokenEvent
+from jaxserve.weights import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
 class StartupReport:
     """What start-up did, for the ready line."""
 
-    num_graphs: int
-    compile_s: float
+    num_params: int
     load_s: float
-    num_pages: tuple[int, ...]
+    num_pages: tuple[int, ...]  # per KV group
     num_cache_tokens: int
     kv_bytes: int
-    num_params: int
+    num_graphs: int
+    compile_s: float
 
 
 class Engine:
@@ -92,8 +51,6 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self._in_flight: StepHandle | None = None
-        self._num_steps = 0
-        self._num_generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -118,26 +75,15 @@ class Engine:
         previous, self._in_flight = self._in_flight, handle
         if previous is None:
             return []
-        events = self._scheduler.apply(previous.plan, self._runner.fetch(previous))
-        self._num_steps += 1
-        self._num_generated_tokens += len(events)
-        return events
+        return self._scheduler.apply(previous.plan, self._runner.fetch(previous))
 
     def check_integrity(self) -> None:
         """Recount everything the scheduler keeps; raises AssertionError if a count is off."""
         self._scheduler.check_integrity()
 
-    def stats(self) -> EngineStats:
-        scheduler = self._scheduler.stats()
-        return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            num_pages=scheduler.num_pages,
-            num_pages_in_use=scheduler.num_pages_in_use,
-            num_steps=self._num_steps,
-            num_generated_tokens=self._num_generated_tokens,
-            num_preemptions=scheduler.num_preemptions,
-        )
+    def stats(self) -> SchedulerStats:
+        """Counters and gauges of this moment."""
+        return self._scheduler.stats()
 
     def close(self) -> None:
         """Wait for the device and let go of its memory."""

@@ -1,0 +1,237 @@
+"""From a config to a running engine: resolves every "auto", loads, sizes the cache, compiles.
+
+Knows nothing of text or HTTP. What was chosen is logged, and is in the engine's own config.
+"""
+
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from jaxserve.attend import head_axis
+from jaxserve.batch import StateShape, create_state
+from jaxserve.config import Config
+from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
+from jaxserve.engine.core import Engine, StartupReport
+from jaxserve.errors import ConfigError
+from jaxserve.kv.blocks import Namespace
+from jaxserve.kv.pool import create_pool, page_bytes, storage_dtype
+from jaxserve.pallas_kernels.paged_attention.api import get_backend
+from jaxserve.pallas_kernels.paged_attention.reference import table_width
+from jaxserve.runner import Runner, StepProgram
+from jaxserve.scheduler import Scheduler, default_buckets
+from jaxserve.sharding import make_mesh
+from jaxserve.tokenizer import Tokenizer
+from jaxserve.types import KVGroup, Progress, group_layers, no_progress
+from jaxserve.weights import LoadedModel, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+LAYOUT_VERSION = 1
+"""Changes when the bytes of a block change meaning; part of every block's namespace."""
+
+CPU_KV_BYTES = 4 << 30
+CPU_MEMORY_FRACTION = 0.25
+DEVICE_MEMORY_FRACTION = 0.9
+
+def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
+    """Load the model that `config` names and make it ready to serve.
+
+    Raises:
+        ConfigError: the settings do not fit the model or the machine.
+        WeightsError: the checkpoint is broken or not supported.
+    """
+    use_compile_cache(config.runtime.compile_cache_dir)
+    mesh = _mesh(config.parallel.tensor_parallel_size)
+    start = time.perf_counter()
+    path = config.model.model or str(checkpoint_path())
+    model = load_checkpoint(
+        path,
+        config.model.dtype,
+        mesh=mesh,
+        revision=config.model.revision,
+        context_len=config.model.max_model_len,
+        progress=progress is not no_progress,
+    )
+    tokenizer = Tokenizer.from_folder(model.path)
+    load_s = time.perf_counter() - start
+
+    groups = group_layers(model.config.layer_caches)
+    dtype = storage_dtype(jnp.dtype(model.dtype), jax.default_backend())
+    config = _resolve(config, model, groups, dtype, name=config.model.model or EMBEDDED_MODEL_NAME)
+    num_pages = (config.cache.num_pages,) * len(groups)
+    shape = StateShape(
+        num_slots=config.scheduler.max_num_seqs,
+        num_groups=len(groups),
+        max_len=config.model.max_model_len,
+        table_width=table_width(config.model.max_model_len, config.cache.page_size),
+        vocab_size=model.config.vocab_size,
+        page_size=config.cache.page_size,
+    )
+    buckets = default_buckets(shape.num_slots, config.scheduler.max_num_batched_tokens)
+    backend = get_backend(config.runtime.attention_backend)
+    runner = Runner(
+        StepProgram(model.config, groups, shape, backend, mesh),
+        model.params,
+        create_pool(groups, num_pages, shape.page_size, dtype, _pool_shardings(groups, mesh)),
+        create_state(shape, _replicated(mesh)),
+        buckets,
+    )
+    start = time.perf_counter()
+    if config.runtime.warmup:
+        runner.compile(progress)
+    compile_s = time.perf_counter() - start
+    scheduler = Scheduler(
+        scheduler_config=config.scheduler,
+        kv_groups=groups,
+        num_pages=num_pages,
+        page_size=shape.page_size,
+        max_model_len=shape.max_len,
+        namespace_root=_namespace(model, groups, dtype, shape.page_size).root(),
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+        buckets=buckets,
+    )
+    report = StartupReport(
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+        load_s=load_s,
+        num_pages=num_pages,
+        num_cache_tokens=num_pages[0] * shape.page_size,
+        kv_bytes=_bytes_per_page(groups, shape.page_size, dtype) * num_pages[0],
+        num_graphs=runner.num_graphs,
+        compile_s=compile_s,
+    )
+    logger.info("ready: %s; %s", report, config)
+    return Engine(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        runner=runner,
+        scheduler=scheduler,
+        report=report,
+    )
+
+
+def use_compile_cache(folder: str | None) -> None:
+    """Point XLA's persistent compile cache at `folder`, unless the process already has one.
+
+    None is `jaxserve/xla` in the user's cache folder; "" leaves the cache off.
+    """
+    if folder == "" or jax.config.jax_compilation_cache_dir:
+        return
+    if folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(home) / "jaxserve" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _mesh(tensor_parallel_size: int) -> Mesh | None:
+    """The mesh, or None for one device. Asks for virtual CPU devices if it is not too late."""
+    if tensor_parallel_size == 1:
+        return None
+    try:
+        jax.config.update("jax_num_cpu_devices", tensor_parallel_size)
+    except RuntimeError:
+        pass  # the backend is already up, with the devices it has; make_mesh says if too few
+    return make_mesh(tensor_parallel_size)
+
+
+def _replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
+    if mesh is None:
+        return SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _pool_shardings(
+    groups: tuple[KVGroup, ...], mesh: Mesh | None
+) -> tuple[jax.sharding.Sharding, ...]:
+    """KV heads are split like `attend` expects them; everything else is whole on each device."""
+    if mesh is None:
+        return (_replicated(None),) * len(groups)
+    return tuple(
+        NamedSharding(
+            mesh, PartitionSpec(None, None, None, head_axis(mesh, group.cache.num_kv_heads))
+        )
+        for group in groups
+    )
+
+
+def _namespace(
+    model: LoadedModel, groups: tuple[KVGroup, ...], dtype: np.dtype, page_size: int
+) -> Namespace:
+    return Namespace(
+        weights_fingerprint=model.fingerprint,
+        model_config_digest=model.config.digest,
+        kv_dtype=f"{model.dtype} as {dtype.name}",
+        layout_version=LAYOUT_VERSION,
+        page_size=page_size,
+        kv_groups=groups,
+    )
+
+
+def _resolve(
+    config: Config, model: LoadedModel, groups: tuple[KVGroup, ...], dtype: np.dtype, name: str
+) -> Config:
+    """A new config in which nothing is left to choose."""
+    page_size = config.cache.page_size
+    max_len = config.model.max_model_len or model.config.max_position_embeddings
+    if max_len > model.config.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len is {max_len}, but {name} was made for "
+            f"{model.config.max_position_embeddings} positions: use at most that"
+        )
+    bytes_per_page = _bytes_per_page(groups, page_size, dtype)
+    num_pages = config.cache.num_pages
+    if num_pages is None:
+        most_useful = config.scheduler.max_num_seqs * -(-max_len // page_size)
+        kv_bytes = config.cache.kv_bytes or _free_kv_bytes()
+        num_pages = max(1, kv_bytes // bytes_per_page)
+        if config.cache.kv_bytes is None:
+            num_pages = min(num_pages, most_useful)
+    capacity = num_pages * page_size
+    if capacity < max_len:
+        if config.model.max_model_len is not None:
+            raise ConfigError(
+                f"max_model_len {max_len} needs {-(-max_len // page_size)} KV pages of {page_size} "
+                f"tokens ({bytes_per_page} bytes each); there are {num_pages}: lower "
+                f"max_model_len to {capacity}, or give more memory (kv_bytes, num_pages)"
+            )
+        logger.warning("max_model_len lowered from %d to %d: KV pages", max_len, capacity)
+        max_len = capacity
+    return replace(
+        config,
+        model=replace(
+            config.model,
+            dtype=model.dtype,
+            max_model_len=max_len,
+            served_model_name=config.model.served_model_name or name,
+        ),
+        cache=replace(config.cache, num_pages=num_pages, kv_bytes=num_pages * bytes_per_page),
+    )
+
+
+def _bytes_per_page(groups: tuple[KVGroup, ...], page_size: int, dtype: np.dtype) -> int:
+    """Bytes of one page in every group: groups have equally many pages."""
+    return sum(page_bytes(group, page_size, dtype) for group in groups)
+
+
+def _free_kv_bytes() -> int:
+    """Bytes to spend on KV pages when nobody says: what is free, less a reserve."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(CPU_KV_BYTES, int(free * CPU_MEMORY_FRACTION))
+    stats: dict[str, Any] = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        raise ConfigError(
+            f"{device.device_kind} does not say how much memory it has: set kv_bytes or num_pages"
+        )
+    return int(stats["bytes_limit"] * DEVICE_MEMORY_FRACTION) - stats["bytes_in_use"]
