@@ -86,23 +86,22 @@ def sample(logits_rv: Float[Array, "R V"], batch: SamplingBatch) -> Int[Array, "
     with jax.named_scope("sample"):
         edits_r, penalises_r = _edits(batch), _penalises(batch)
         random_r = batch.active & (batch.temperature >= GREEDY_BELOW) & (batch.top_k != 1)
-
-        def with_options(logits_rv: jax.Array) -> jax.Array:
-            edited_rv = lax.cond(
-                jnp.any(edits_r | penalises_r),
-                lambda x_rv: _edit(x_rv, batch, edits_r, penalises_r),
-                lambda x_rv: x_rv,
-                logits_rv,
-            )
-            return lax.cond(
-                jnp.any(random_r),
-                lambda x_rv: jnp.where(random_r, _draw(x_rv, batch, random_r), _argmax(x_rv)),
-                _argmax,
-                edited_rv,
-            )
-
-        needs_options = jnp.any(edits_r | penalises_r | random_r)
-        return lax.cond(needs_options, with_options, _argmax, logits_rv)
+        logits_rv = lax.cond(
+            jnp.any(edits_r), lambda x_rv: _mask_and_bias(x_rv, batch), lambda x_rv: x_rv, logits_rv
+        )
+        logits_rv = lax.cond(
+            jnp.any(penalises_r),
+            lambda x_rv: _penalise(x_rv, batch, penalises_r),
+            lambda x_rv: x_rv,
+            logits_rv,
+        )
+        greedy_r = _argmax(logits_rv)
+        return lax.cond(
+            jnp.any(random_r),
+            lambda x_rv: jnp.where(random_r, _draw(x_rv, batch, random_r), greedy_r),
+            lambda x_rv: greedy_r,
+            logits_rv,
+        )
 
 
 def token_logprobs(
@@ -158,21 +157,6 @@ def _edits(batch: SamplingBatch) -> Bool[Array, " R"]:
 def _penalises(batch: SamplingBatch) -> Bool[Array, " R"]:
     answer_r = (batch.presence != 0.0) | (batch.frequency != 0.0)
     return batch.active & (answer_r | (batch.repetition != 1.0))
-
-
-def _edit(
-    logits_rv: jax.Array, batch: SamplingBatch, edits_r: jax.Array, penalises_r: jax.Array
-) -> jax.Array:
-    """Logits after everything that also changes the greedy choice."""
-    logits_rv = lax.cond(
-        jnp.any(edits_r), lambda x_rv: _mask_and_bias(x_rv, batch), lambda x_rv: x_rv, logits_rv
-    )
-    return lax.cond(
-        jnp.any(penalises_r),
-        lambda x_rv: _penalise(x_rv, batch, penalises_r),
-        lambda x_rv: x_rv,
-        logits_rv,
-    )
 
 
 def _mask_and_bias(logits_rv: jax.Array, batch: SamplingBatch) -> jax.Array:
