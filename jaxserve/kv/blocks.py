@@ -9,6 +9,7 @@ Knows nothing of pages, tiers or jax.
 """
 
 import json
+import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from jaxserve.types import KVGroup
 
 BlockHash: TypeAlias = bytes
 
+_IS_INT32_LE = sys.byteorder == "little" and array("i").itemsize == 4
 _ROOT_CONTEXT = "jaxserve kv namespace root v1"
 _SALT_CONTEXT = "jaxserve kv cache salt v1"
 
@@ -79,8 +81,8 @@ def block_hashes(
         parent: hash of the block before, or a root.
         extra_key: what else the blocks depend on, beyond tokens and namespace.
     """
-    if isinstance(token_ids, array) and token_ids.typecode == "i":
-        data = np.frombuffer(token_ids, np.int32).astype("<i4", copy=False).tobytes()
+    if isinstance(token_ids, array) and token_ids.typecode == "i" and _IS_INT32_LE:
+        data = token_ids.tobytes()
     elif isinstance(token_ids, np.ndarray):
         data = token_ids.astype("<i4").tobytes()
     else:

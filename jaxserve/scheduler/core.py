@@ -71,7 +71,7 @@ class Scheduler:
         self._root = namespace_root
         self._index = KVIndex(kv_groups, num_pages, page_size)
         self._roster = Roster(max_num_seqs, self._index, enable_prefix_caching)
-        self._planner = Planner(self._roster, self._chooser)
+        self._planner = Planner(self._roster, self._chooser, self._is_by_priority)
         self._order = count()
         self._unapplied: deque[int] = deque()
 

@@ -22,11 +22,13 @@ class Planner:
     Args:
         roster: the sequences.
         chooser: finds the bucket of a step.
+        is_by_priority: a waiting sequence may preempt running ones of lower priority.
     """
 
-    def __init__(self, roster: Roster, chooser: BucketChooser):
+    def __init__(self, roster: Roster, chooser: BucketChooser, is_by_priority: bool):
         self._roster = roster
         self._chooser = chooser
+        self._is_by_priority = is_by_priority
         self.admission = Admission(roster, chooser.max_num_tokens)
         self.num_steps = 0
         self.prefill_tokens = 0
@@ -36,11 +38,17 @@ class Planner:
         """The next step; None if no sequence can do anything before more tokens are applied."""
         draft = StepDraft([[] for _ in self._roster.pager.index.groups])
         self._extend_decodes(draft)
-        draft.budget = self._chooser.max_num_tokens - self._roster.slots.decodable().size
-        self._continue_prefills(draft)
-        if draft.budget > 0 and len(self._roster.waiting):
+        if self._roster.prefilling or self._may_start_waiting():
+            draft.budget = self._chooser.max_num_tokens - self._roster.slots.decodable().size
+            self._continue_prefills(draft)
             self._start_waiting(draft)
         return self._commit(draft)
+
+    def _may_start_waiting(self) -> bool:
+        """A cheap test that spares the steps in which all slots are taken."""
+        if not self._roster.waiting:
+            return False
+        return self._is_by_priority or self._roster.slots.num_free > 0
 
     def _extend_decodes(self, draft: StepDraft) -> None:
         """Move the windows and add the pages of decodes that need it, most important first."""
@@ -86,7 +94,7 @@ class Planner:
 
     def _victim_for(self, seq: Sequence) -> Sequence | None:
         """Whom a waiting sequence may preempt: someone of lower priority, not just a later one."""
-        if not self._roster.slots.num_used:
+        if not self._is_by_priority or not self._roster.slots.num_used:
             return None
         victim = self._roster.least_important()
         return victim if victim.importance.priority > seq.importance.priority else None

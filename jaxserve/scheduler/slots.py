@@ -61,13 +61,15 @@ class Slots:
 
     def decodable(self) -> Int32[np.ndarray, " decodes"]:
         """Slots that can take a decode row now, in increasing order."""
-        limits = np.minimum(self.ends_at, self.attention_at)
-        return np.flatnonzero(self.decoding & (self.positions < limits)).astype(np.int32)
+        may_run = self.decoding & (self.positions < self.ends_at)
+        may_run &= self.positions < self.attention_at
+        return may_run.nonzero()[0].astype(np.int32)
 
     def due(self) -> list[int]:
         """Slots that can take a decode row once their pages are seen to."""
-        reached = (self.positions >= self.attention_at) & (self.positions < self.ends_at)
-        return np.flatnonzero(self.decoding & reached).tolist()
+        is_due = self.decoding & (self.positions >= self.attention_at)
+        is_due &= self.positions < self.ends_at
+        return is_due.nonzero()[0].tolist()
 
     def check_integrity(self) -> None:
         """AssertionError if slots and occupants do not match."""
