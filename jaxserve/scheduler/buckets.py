@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from jaxserve.errors import ConfigError
 from jaxserve.plan import Bucket
 
-_SMALLEST_DECODE = 2
+_SMALLEST_DECODE = 1
 _MIXED_TOKENS = (16, 64, 256, 1024)
 _FEW_ROWS = 8
 
 
 def default_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket, ...]:
-    """Shapes for these limits: 16 for the default configuration, smallest first.
+    """Shapes for these limits: 17 for the default configuration, smallest first.
 
     Decode steps come in powers of two. Steps with prefill chunks come in powers of four of tokens,
     each with few rows (one long prompt beside few others) and with as many rows as can run.

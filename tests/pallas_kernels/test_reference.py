@@ -46,7 +46,7 @@ def test_matches_float64(batch: str, feature: str):
         num_kv=2,
         head_dim=20,
         page_size=16,
-        table_width=24,
+        table_width=reference.table_width(384, 16),
     )
     out = run(case, spec)
     assert np.isfinite(out).all()
@@ -83,7 +83,7 @@ def test_sixteen_bit_pool_is_read_from_its_raw_bits():
         num_kv=2,
         head_dim=16,
         page_size=16,
-        table_width=8,
+        table_width=reference.table_width(128, 16),
     )
     compiled = jax.jit(reference.ragged_paged_attention, static_argnums=3)
     q = jnp.asarray(case.q_tqh).astype(jnp.bfloat16)

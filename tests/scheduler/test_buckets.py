@@ -1,0 +1,51 @@
+"""Buckets: few graphs, and one for every step."""
+
+import pytest
+
+from jaxserve.config import SchedulerConfig
+from jaxserve.errors import ConfigError
+from jaxserve.plan import Bucket
+from jaxserve.scheduler.buckets import BucketChooser, default_buckets
+
+DEFAULT = SchedulerConfig()
+
+
+@pytest.mark.parametrize(
+    ("max_num_seqs", "max_num_batched_tokens"),
+    [(DEFAULT.max_num_seqs, DEFAULT.max_num_batched_tokens), (256, 8192), (1, 1), (5, 12)],
+)
+def test_at_most_twenty_graphs_hold_every_step(max_num_seqs: int, max_num_batched_tokens: int):
+    buckets = default_buckets(max_num_seqs, max_num_batched_tokens)
+    assert len(buckets) == len(set(buckets)) <= 20
+    chooser = BucketChooser(buckets, max_num_seqs, max_num_batched_tokens)
+    assert chooser.max_num_tokens == max_num_batched_tokens
+    for rows in range(1, max_num_seqs + 1):
+        bucket = chooser.choose(rows, rows, is_decode=True)
+        assert bucket.is_decode and rows <= bucket.num_rows == bucket.num_tokens
+        for tokens in {rows, min(rows * 7, max_num_batched_tokens), max_num_batched_tokens}:
+            bucket = chooser.choose(tokens, rows, is_decode=False)
+            assert not bucket.is_decode
+            assert bucket.num_tokens >= tokens and bucket.num_rows >= rows
+
+
+def test_the_smallest_bucket_is_chosen():
+    chooser = BucketChooser(default_buckets(64, 2048), 64, 2048)
+    assert chooser.choose(3, 3, is_decode=True) == Bucket(4, 4, True)
+    assert chooser.choose(17, 2, is_decode=False) == Bucket(64, 8, False)
+    assert chooser.choose(17, 9, is_decode=False) == Bucket(64, 64, False)
+    assert chooser.choose(1025, 1, is_decode=False) == Bucket(2048, 8, False)
+
+
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        (Bucket(4, 4, True), Bucket(64, 8, False)),
+        (Bucket(8, 8, True), Bucket(64, 4, False)),
+        (Bucket(8, 8, True),),
+        (Bucket(64, 8, False),),
+        (Bucket(8, 8, True), Bucket(4, 8, False)),
+    ],
+)
+def test_buckets_that_cannot_hold_every_step_are_refused(buckets: tuple[Bucket, ...]):
+    with pytest.raises(ConfigError, match="max_num_seqs"):
+        BucketChooser(buckets, 8, 64)
