@@ -32,7 +32,6 @@ class StepDraft:
         loads: slots that get a new sequence.
         chunks: prefills of the step.
         computing: names of the blocks that the chunks write, wholly or in part.
-        short_of_pages: somebody did not get the pages for its next token.
     """
 
     new_entries: list[list[PageEntry]]
@@ -40,7 +39,6 @@ class StepDraft:
     loads: list[SlotLoad] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     computing: set[BlockHash] = field(default_factory=set)
-    short_of_pages: bool = False
 
     def drop(self, slot: int) -> None:
         """Take back everything planned for a slot."""

@@ -74,8 +74,6 @@ class Planner:
             seq = waiting.peek()
             if seq is None or seq.pending:
                 break
-            if draft.short_of_pages and self._victim_for(seq) is None:
-                break
             outcome = self.admission.try_start(seq, draft)
             if outcome is Outcome.NO_ROOM:
                 victim = self._victim_for(seq)
@@ -125,7 +123,6 @@ class Planner:
         at_least = num_tokens if at_least is None else at_least
         covered = self._roster.pager.grow(seq, num_tokens, draft.new_entries)
         while covered < at_least:
-            draft.short_of_pages = True
             victim = self._roster.least_important()
             if victim is seq:
                 break  # wait for the pages of the more important ones; they come first
