@@ -30,7 +30,7 @@ from jaxserve.types import Request, SamplingParams, TokenEvent
 
 __all__ = ["LLM", "CompletionOutput", "EngineLike", "Logprob", "RequestOutput", "limits_of"]
 
-Prompt: TypeAlias = "str | Sequence[int] | Mapping[str, Any]"
+Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
 
 
@@ -252,7 +252,8 @@ class LLM:
     def _run(self, jobs: list[_Job], use_tqdm: bool) -> list[RequestOutput]:
         """Serve all jobs; feeds the engine's queue no faster than it may grow."""
         waiting = deque((job, request) for job in jobs for request in job.requests)
-        most_live = max(1, self.engine.config.scheduler.max_num_waiting)
+        scheduler = self.engine.config.scheduler
+        most_live = scheduler.max_num_seqs + scheduler.max_num_waiting
         live: set[str] = set()
         num_tokens = 0
         left = {job.request_id: len(job.requests) for job in jobs}

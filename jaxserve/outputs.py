@@ -123,6 +123,9 @@ class OutputProcessor:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
+    def prompt_token_texts(self) -> list[str]:
+        return [self._tokenizer.token_text(token_id) for token_id in self.request.prompt_ids]
+
     def process(self, event: TokenEvent) -> OutputDelta:
         """Take one event; return what it adds. Events after the end add nothing."""
         if self.finished:

@@ -175,13 +175,15 @@ def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
     checked["banned_token_ids"] = check_token_ids(
         sampling.banned_token_ids, "banned_token_ids", limits.vocab_size
     )
-    checked["allowed_token_ids"] = _check_allowed(sampling, limits.vocab_size)
+    checked["allowed_token_ids"] = _check_allowed(
+        sampling.allowed_token_ids, checked["banned_token_ids"], limits.vocab_size
+    )
     return replace(sampling, **checked)
 
 
 def check_token_ids(token_ids: Any, param: str, vocab_size: int) -> tuple[int, ...]:
     """Token ids as a tuple of ints in [0, vocab_size)."""
-    if isinstance(token_ids, (str, bytes, Mapping)) or not isinstance(token_ids, Iterable):
+    if isinstance(token_ids, (str, bytes, Mapping, set)) or not isinstance(token_ids, Iterable):
         raise RequestError(
             f"{param} is {_show(token_ids)}; expected a list of token ids", param=param
         )
@@ -307,11 +309,13 @@ def _check_logit_bias(logit_bias: Any, vocab_size: int) -> dict[int, float]:
     }
 
 
-def _check_allowed(sampling: SamplingParams, vocab_size: int) -> tuple[int, ...] | None:
-    if sampling.allowed_token_ids is None:
+def _check_allowed(
+    allowed_token_ids: Any, banned_token_ids: tuple[int, ...], vocab_size: int
+) -> tuple[int, ...] | None:
+    if allowed_token_ids is None:
         return None
-    allowed = check_token_ids(sampling.allowed_token_ids, "allowed_token_ids", vocab_size)
-    if not set(allowed) - set(sampling.banned_token_ids):
+    allowed = check_token_ids(allowed_token_ids, "allowed_token_ids", vocab_size)
+    if not set(allowed) - set(banned_token_ids):
         raise RequestError(
             "allowed_token_ids leaves no token that can be sampled; give at least one that is not "
             "banned",

@@ -1,4 +1,4 @@
-"""An engine without a model, and a tokenizer made on the spot: for tests of everything above them."""
+"""An engine without a model, and a tokenizer made on the spot, to test everything above them."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from jaxserve.errors import RequestError, WeightsError
 from jaxserve.tokenizer import Tokenizer

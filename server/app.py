@@ -1,0 +1,133 @@
+"""The HTTP routes over one engine. Routes only: what they do is in `chat` and `completions`.
+
+create_app(engine) -> ASGI app; the engine runs from start-up to shut-down of the app.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+import jaxserve
+from jaxserve.errors import EngineDeadError, RequestError
+from jaxserve.llm import EngineLike
+from jaxserve.server.chat import chat_completions
+from jaxserve.server.completions import completions
+from jaxserve.server.context import Context
+from jaxserve.server.errors import ApiError, from_exception, from_validation, unavailable
+from jaxserve.server.guard import REQUEST_ID, App, Guard
+from jaxserve.server.openai import ChatCompletionRequest, CompletionRequest
+from jaxserve.server.streaming import ClientGoneError
+
+logger = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(engine: EngineLike) -> App:
+    """An ASGI app that serves `engine`, and owns it from its start-up on.
+
+    Its API key is the one in the engine's config.
+    """
+    return Guard(_routes(engine), api_key=engine.config.server.api_key)
+
+
+def _routes(engine: EngineLike) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.context = context = Context.of_engine(engine)
+        yield
+        await context.bridge.stop()
+
+    app = FastAPI(
+        title="jaxserve",
+        version=jaxserve.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    _handle_errors(app)
+
+    def context_of(request: Request) -> Context:
+        return request.app.state.context
+
+    @app.get("/health")
+    async def health(request: Request) -> Response:
+        if context_of(request).bridge.error is not None:
+            return unavailable().response()
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/v1/models")
+    async def list_models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": [_model(context_of(request))]}
+
+    @app.get("/v1/models/{name:path}")
+    async def show_model(request: Request, name: str) -> dict[str, Any]:
+        context_of(request).check_model(name)
+        return _model(context_of(request))
+
+    @app.post("/v1/completions", response_model=None)
+    async def post_completions(body: CompletionRequest, request: Request) -> Response:
+        context = context_of(request)
+        if context.bridge.error is not None:
+            return unavailable().response()
+        return await completions(context, body, request)
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def post_chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        context = context_of(request)
+        if context.bridge.error is not None:
+            return unavailable().response()
+        return await chat_completions(context, body, request)
+
+    return app
+
+
+def _model(context: Context) -> dict[str, Any]:
+    return {
+        "id": context.model_name,
+        "object": "model",
+        "created": context.created_s,
+        "owned_by": "jaxserve",
+        "max_model_len": context.limits.max_model_len,
+    }
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Make every failure an OpenAI error; FastAPI's own 422 becomes 400."""
+
+    @app.exception_handler(RequestError)
+    async def request_error(request: Request, error: RequestError) -> Response:
+        return from_exception(error, request.scope[REQUEST_ID]).response()
+
+    @app.exception_handler(EngineDeadError)
+    async def engine_dead(request: Request, error: EngineDeadError) -> Response:
+        return from_exception(error, request.scope[REQUEST_ID]).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return from_validation(error.errors()).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        return ApiError(
+            error.status_code,
+            error.detail if error.status_code in (400, 413) else message,
+            headers=error.headers or {},
+        ).response()
+
+    @app.exception_handler(ClientGoneError)
+    async def client_gone(request: Request, error: ClientGoneError) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        request_id = request.scope[REQUEST_ID]
+        logger.error("request %s failed", request_id, exc_info=error)
+        return from_exception(error, request_id).response()

@@ -1,0 +1,88 @@
+"""What the handlers of one server share: the bridge, the tokenizer, limits, the model's name."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxserve.errors import RequestError
+from jaxserve.llm import EngineLike, limits_of
+from jaxserve.requests import DrawSeed, Limits, make_requests
+from jaxserve.server.answers import Answers
+from jaxserve.server.bridge import EngineBridge
+from jaxserve.server.openai import SamplingFields
+from jaxserve.tokenizer import Tokenizer
+from jaxserve.types import Request, SamplingParams
+
+LONG_TEXT_CHARS = 8192
+"""Longer texts are tokenised in a thread, so that other streams go on."""
+
+
+@dataclass
+class Context:
+    """Made when the server starts, on its event loop."""
+
+    tokenizer: Tokenizer
+    limits: Limits
+    model_name: str
+    draw_seed: DrawSeed
+    bridge: EngineBridge
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of_engine(cls, engine: EngineLike) -> "Context":
+        """Take over an engine; needs a running event loop."""
+        return cls(
+            tokenizer=engine.tokenizer,
+            limits=limits_of(engine),
+            model_name=engine.model_name,
+            draw_seed=DrawSeed(engine.config.runtime.seed),
+            bridge=EngineBridge(engine),
+        )
+
+    def check_model(self, name: str | None) -> None:
+        """Raises RequestError if a request names another model."""
+        if name is not None and name != self.model_name:
+            raise RequestError(
+                f"the model {name[:200]!r} does not exist; this server has {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) < LONG_TEXT_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    async def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool,
+        kwargs: dict[str, Any],
+    ) -> list[int]:
+        text = self.tokenizer.render_chat(messages, add_generation_prompt, **kwargs)
+        return await self.encode(text, add_special_tokens=False)
+
+    def requests(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        body: SamplingFields,
+        param: str,
+    ) -> list[Request]:
+        return make_requests(
+            request_id,
+            prompt_ids,
+            sampling,
+            self.limits,
+            draw_seed=self.draw_seed,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
+            param=param,
+        )
+
+    async def submit(self, requests: Sequence[Request]) -> Answers:
+        """Admit requests, all or none, before anything of the response is sent."""
+        return await Answers.submit(self.bridge, requests, self.tokenizer)

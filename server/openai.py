@@ -1,0 +1,242 @@
+"""The bodies of OpenAI's completions and chat API: what is read, and what it means for sampling.
+
+Types are checked here, strictly; bounds are checked by `jaxserve.requests`, for all front ends
+alike. Unknown fields are accepted, since client libraries add some every month; those that would
+change the answer and are not supported are refused. vLLM's extra fields have vLLM's names.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, FailFast, WithJsonSchema
+
+from jaxserve.errors import RequestError
+from jaxserve.requests import default_sampling
+from jaxserve.types import SamplingParams
+
+MAX_PROMPTS = 256
+MAX_ANSWERS = 1024
+"""Most answers to one HTTP request, over all prompts and `n`."""
+
+# These are checked by hand: pydantic would report an error for each element of a list, and for
+# each alternative of a union.
+TokenIdsField: TypeAlias = Annotated[
+    Any, WithJsonSchema({"type": "array", "items": {"type": "integer"}})
+]
+PromptField: TypeAlias = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}},
+                {"type": "array", "items": {"type": "integer"}},
+                {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+            ]
+        }
+    ),
+]
+StopField: TypeAlias = Annotated[
+    Any,
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    ),
+]
+LogitBiasField: TypeAlias = Annotated[
+    Any, WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}})
+]
+
+UNSUPPORTED = {
+    "tools": (None, []),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None, {}),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "bad_words": (None, []),
+    "suffix": (None, ""),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+    "use_beam_search": (None, False),
+    "prompt_embeds": (None,),
+}
+"""Fields that are not supported, each with the values that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    include_usage: bool | None = None
+
+
+class SamplingFields(BaseModel):
+    """What both endpoints have in common."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: StopField = None
+    stop_token_ids: TokenIdsField = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: LogitBiasField = None
+    allowed_token_ids: TokenIdsField = None
+    banned_token_ids: TokenIdsField = None
+    prompt_logprobs: int | None = None
+    cache_salt: str | None = None
+    priority: int | None = None
+    add_special_tokens: bool | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(SamplingFields):
+    prompt: PromptField = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+
+
+class ChatCompletionRequest(SamplingFields):
+    messages: Annotated[list[dict[str, Any]], FailFast()]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+COPIED = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "prompt_logprobs",
+    "stop",
+    "stop_token_ids",
+    "allowed_token_ids",
+    "banned_token_ids",
+)
+
+
+def check_supported(body: SamplingFields) -> None:
+    """Refuse what would be ignored to the client's harm.
+
+    Raises:
+        RequestError: a field that is not supported, by name; or options that exclude each other.
+    """
+    extra = body.model_extra or {}
+    for name, harmless in UNSUPPORTED.items():
+        if name in extra and extra[name] not in harmless:
+            raise RequestError(
+                f"{name} is not supported yet; leave it out", param=name, code="unsupported"
+            )
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options")
+
+
+def sampling_of(
+    body: SamplingFields,
+    generation_config: Mapping[str, Any],
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> SamplingParams:
+    """Sampling parameters of a body; what it leaves out is as the checkpoint recommends."""
+    given: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": logprobs}
+    for name in COPIED:
+        if (value := getattr(body, name)) is not None:
+            given[name] = value
+    if body.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(body.logit_bias)
+    return default_sampling(generation_config, **given)
+
+
+def prompts_of(prompt: Any) -> list[str | list[int]]:
+    """The prompts of a completions body: a text, token ids, or a list of either.
+
+    Raises:
+        RequestError: something else, or more than MAX_PROMPTS.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise RequestError(
+            "prompt is missing or empty; expected a text, a list of token ids, or a list of those",
+            param="prompt",
+        )
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        raise RequestError(
+            f"prompt has {len(prompt)} entries; expected at most {MAX_PROMPTS}", param="prompt"
+        )
+    for i, entry in enumerate(prompt):
+        if not isinstance(entry, (str, list)):
+            raise RequestError(
+                f"prompt.{i} is neither a text nor a list of token ids", param=f"prompt.{i}"
+            )
+    return prompt
+
+
+def check_num_answers(num_prompts: int, n: int) -> None:
+    if num_prompts * n > MAX_ANSWERS:
+        raise RequestError(
+            f"{num_prompts} prompts with n = {n} make {num_prompts * n} answers; expected at most "
+            f"{MAX_ANSWERS}",
+            param="n",
+        )
+
+
+def usage(
+    num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int
+) -> dict[str, Any]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
+    }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity."""
+    return max(logprob, -9999.0)
+
+
+def _logit_bias(logit_bias: Any) -> Any:
+    """Token ids come as texts, since keys of JSON objects do."""
+    if not isinstance(logit_bias, dict):
+        return logit_bias
+    return {_token_id(key): bias for key, bias in logit_bias.items()}
+
+
+def _token_id(key: str) -> Any:
+    return int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else key

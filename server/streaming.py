@@ -1,0 +1,109 @@
+"""Server-sent events, and noticing that a client has gone.
+
+Chunks are bytes already: framing costs nothing per token but the text itself.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeAlias, TypeVar
+
+from starlette.responses import Response
+
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": waiting\n\n"
+COMMENT_EVERY_S = 15.0
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Result = TypeVar("Result")
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+def sse(data: Any) -> bytes:
+    """One event that carries JSON."""
+    return b"data: " + to_json(data) + b"\n\n"
+
+
+def to_json(data: Any) -> bytes:
+    return json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+class EventStream(Response):
+    """Sends chunks as they come, a comment if none comes for long, and closes the generator.
+
+    The generator is closed before the response ends in every case: end, failure, client gone.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: dict[str, str] | None = None):
+        super().__init__(b"", 200, HEADERS | (headers or {}), "text/event-stream")
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": list(self.raw_headers)}
+        )
+        pump = asyncio.create_task(self._pump(send))
+        gone = asyncio.create_task(wait_until_gone(receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+            await self._chunks.aclose()
+
+    async def _pump(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        last_s = loop.time()
+
+        async def comment() -> None:
+            while True:
+                await asyncio.sleep(COMMENT_EVERY_S)
+                if loop.time() - last_s >= COMMENT_EVERY_S:
+                    await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+
+        commenter = asyncio.create_task(comment())
+        try:
+            async for chunk in self._chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                last_s = loop.time()
+        finally:
+            commenter.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def or_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do some work, but cancel it if the client goes away meanwhile.
+
+    Args:
+        receive: the ASGI callable of a request whose body has been read.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(wait_until_gone(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
