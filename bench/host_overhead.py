@@ -182,7 +182,7 @@ def environment() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Host time per engine step.")
     parser.add_argument("--steps", type=int, default=2000, help="measured steps per case")
     args = parser.parse_args()
     for case in CASES:

@@ -109,12 +109,13 @@ class Simulation:
             assert steps < max_steps, "no end in sight"
 
     def tokens(self, name: str) -> list[int]:
-        return [event.token_id for event in self.events[name]]
+        return [event.token_id for event in self.events[name] if event.token_id is not None]
 
     def check_answers(self) -> None:
         """Every request that was not aborted has its own right answer, with the right ending."""
         for name, request in self.requests.items():
             sampling, num_prompt = request.sampling, len(request.prompt_ids)
+            assert sampling.max_tokens is not None and sampling.seed is not None
             stop_ids = set(sampling.stop_token_ids)
             stop_ids |= set() if sampling.ignore_eos else set(request.eos_token_ids)
             capacity = self.scheduler._roster.pager.max_tokens + 1
