@@ -3,7 +3,8 @@
 Tokens of many sequences lie side by side on one axis T; what a token may see is the business of
 the `attend` callable. Knows nothing of the KV cache, batches, meshes or checkpoints.
 
-Parameters: {"embed", "final_norm", ...; "vectors": {name: [L, n]}; "layers": ({name: matrix}, ...)}.
+Parameters: {"embed", "final_norm", ...,
+             "vectors": {name: [L, n]}, "layers": ({name: matrix}, ...)}
 All one-dimensional weights of a kind are stacked over the layers (each leaf costs time in every
 call); matrices are per layer, because slicing a stack copies them on CPU.
 """

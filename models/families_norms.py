@@ -1,7 +1,7 @@
 """Readers of config.json for the families whose norms or blocks differ from Llama's.
 
-Gemma (weights stored less one, sandwich norms), OLMo (post-norm), GLM-4, HyperCLOVA X, and those with
-LayerNorm or parallel blocks.
+Gemma (weights stored less one, sandwich norms), OLMo (post-norm), GLM-4, HyperCLOVA X, and those
+with LayerNorm or parallel blocks.
 """
 
 from jaxserve.models.build import (

@@ -56,8 +56,13 @@ def param_shardings(specs: Params, mesh: Mesh) -> Params:
 def init_params(specs: Params, key: jax.Array, dtype: Any = jnp.float32) -> Params:
     """Random weights, for training from scratch, tests and benchmarks."""
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [_init(s, k, dtype) for s, k in zip(leaves, keys, strict=True)])
+
+    @jax.jit  # one compilation instead of one for each shape
+    def init(key: jax.Array) -> list[jax.Array]:
+        keys = jax.random.split(key, len(leaves))
+        return [_init(spec, k, dtype) for spec, k in zip(leaves, keys, strict=True)]
+
+    return jax.tree.unflatten(tree, init(key))
 
 
 def _init(spec: ParamSpec, key: jax.Array, dtype: Any) -> jax.Array:

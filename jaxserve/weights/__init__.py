@@ -1,4 +1,4 @@
-"""Checkpoints on disk <-> parameter trees: Hugging Face folders and Orbax, loaded tensor by tensor."""
+"""Checkpoints on disk to parameters on devices: Hugging Face folders and Orbax."""
 
 from jaxserve.weights.convert import convert_checkpoint
 from jaxserve.weights.loader import LoadedModel, load_checkpoint, resolve_model

@@ -1,9 +1,9 @@
 """The content digest of a checkpoint's weights: equal tensors, equal digest.
 
-It covers name, dtype, shape and bytes of every tensor, in order of name, so it does not depend on how
-the tensors are spread over files. It is computed once and kept beside the weights (or, if that
-folder cannot be written, under the user's cache folder) together with size and modification time of
-each file; a change of either computes it again.
+It covers name, dtype, shape and bytes of every tensor, in order of name, so it does not depend on
+how the tensors are spread over files. It is computed once and kept beside the weights (or, if that
+folder cannot be written, under the user's cache folder) together with size and modification time
+of each file; a change of either computes it again.
 """
 
 import hashlib

@@ -93,7 +93,7 @@ class HubTensors:
     def _read_part(
         self, spec: ParamSpec, weight: str, layer: int | None, dtype: Any, index: tuple[slice, ...]
     ) -> np.ndarray:
-        """The part of a matrix that one device holds, read row by row where it is not contiguous."""
+        """The part of a matrix that one device holds, without reading all of it at once."""
         name, rows, _ = self._piece(weight, layer)
         start, stop, _ = index[0].indices(spec.shape[0])
         begin = (rows.start or 0) + start

@@ -1,7 +1,7 @@
 """Parameter trees in Orbax's format: written once, restored straight into a dtype and sharding.
 
     FOLDER/config.json, tokenizer files   as in the checkpoint it was made from
-    FOLDER/jaxserve.json                  what was written here, and the digest of the original weights
+    FOLDER/jaxserve.json                  what was written, and the digest of the original weights
     FOLDER/orbax/                         the tree of `models.decoder.param_specs`
 
 Orbax checks each chunk it reads against a checksum. Knows nothing of Hugging Face names.
