@@ -137,10 +137,11 @@ def _mesh(tensor_parallel_size: int) -> Mesh | None:
     """The mesh, or None for one device. Asks for virtual CPU devices if it is not too late."""
     if tensor_parallel_size == 1:
         return None
-    try:
-        jax.config.update("jax_num_cpu_devices", tensor_parallel_size)
-    except RuntimeError:
-        pass  # the backend is already up, with the devices it has; make_mesh says if too few
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", tensor_parallel_size)
+        except RuntimeError:
+            pass  # the backend is already up with the devices it has; make_mesh says if too few
     return make_mesh(tensor_parallel_size)
 
 
