@@ -129,22 +129,34 @@ def token_logprobs(
 
 
 def _top(logits_rv: jax.Array, num_top: int) -> tuple[jax.Array, jax.Array]:
-    """The largest logits and their ids, largest first, one pass each.
+    """The largest logits and their ids, largest first: one pass, then steps as long as a block.
 
     Not lax.top_k: XLA:CPU sorts everything for a slice of it, and where a barrier prevents that,
     it crashes on it in a partitioned program (jax 0.10.2).
     """
-    index_rv = lax.broadcasted_iota(jnp.int32, logits_rv.shape, 1)
-    # What was taken is -inf, and nothing else is.
-    left_rv = jnp.maximum(_clean(logits_rv), jnp.finfo(jnp.float32).min)
+    num_rows, vocab_size = logits_rv.shape
+    row_r = jnp.arange(num_rows, dtype=jnp.int32)
+    blocks_rbv = _blocks(logits_rv, -jnp.inf)
+
+    def finite(values: jax.Array) -> jax.Array:  # so that -inf marks what was taken, alone
+        return jnp.maximum(_clean(values), jnp.finfo(jnp.float32).min)
 
     def take(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        left_rv, ids_rn = carry
-        id_r = _argmax(left_rv)
-        return jnp.where(index_rv == id_r[:, None], -jnp.inf, left_rv), ids_rn.at[:, i].set(id_r)
+        max_rb, ids_rn = carry
+        block_r = lax.argmax(max_rb, 1, jnp.int32)
+        inside_rv = finite(_take_block(blocks_rbv, block_r))
+        place_rv = lax.broadcasted_iota(jnp.int32, inside_rv.shape, 1)
+        id_rv = block_r[:, None] * _BLOCK + place_rv
+        is_gone_rv = jnp.any(id_rv[:, :, None] == ids_rn[:, None, :], axis=-1)
+        left_rv = jnp.where(is_gone_rv | (id_rv >= vocab_size), -jnp.inf, inside_rv)
+        best_r = lax.argmax(left_rv, 1, jnp.int32)
+        left_rv = jnp.where(place_rv == best_r[:, None], -jnp.inf, left_rv)
+        max_rb = max_rb.at[row_r, block_r].set(jnp.max(left_rv, axis=-1))
+        return max_rb, ids_rn.at[:, i].set(block_r * _BLOCK + best_r)
 
-    ids_rn = jnp.zeros((logits_rv.shape[0], num_top), jnp.int32)
-    _, ids_rn = lax.fori_loop(0, num_top, take, (left_rv, ids_rn))
+    none_rn = jnp.full((num_rows, num_top), -1, jnp.int32)
+    start = jnp.max(finite(blocks_rbv), axis=-1), none_rn
+    _, ids_rn = lax.fori_loop(0, num_top, take, start)
     return jnp.take_along_axis(logits_rv, ids_rn, axis=-1), ids_rn
 
 

@@ -203,9 +203,8 @@ def test_min_tokens_holds_stop_ids_back_until_it_is_reached():
     held = draw_many(logits_v, row, 500)
     assert not {3, 9, 210} & set(held.tolist())
     assert {3, 9} == set(draw_many(logits_v, replace(row, answer=[5, 6, 7]), 500).tolist())
-    greedy = replace(row, temperature=0.0)
-    assert draw(logits_v[None, :], [greedy]) == [0]
-    assert draw(logits_v[None, :], [replace(greedy, answer=[5, 6, 7])]) == [3]
+    greedy = [replace(row, temperature=0.0, answer=[5, 6, 7, 8][:n]) for n in (2, 3, 4)]
+    assert draw(np.tile(logits_v, (3, 1)), greedy).tolist() == [0, 3, 3]
 
 
 def test_only_allowed_tokens_and_no_banned_ones_come_out():
@@ -235,6 +234,14 @@ def test_top_k_of_one_is_greedy_and_ties_at_the_kth_are_all_kept():
     assert set(draw_many(logits_v, Row(top_k=1), 100).tolist()) == {1}
     assert set(draw_many(logits_v, Row(top_k=3), 1000).tolist()) == {1, 2, 3, 4, 5}
     assert set(draw_many(logits_v, Row(top_p=0.1), 1000).tolist()) == {1, 2}
+
+
+def test_tokens_a_hair_less_likely_are_told_apart():
+    logits_v = (1.0 + np.arange(VOCAB) * 2e-6).astype(np.float32)
+    drawn = set(draw_many(logits_v, Row(top_k=5), 500).tolist())
+    assert drawn == {206, 207, 208, 209, 210}
+    drawn = set(draw_many(logits_v, Row(top_p=9.5 / VOCAB), 500).tolist())
+    assert drawn == set(range(201, 211))
 
 
 def test_extreme_logits_give_possible_tokens():
@@ -322,3 +329,13 @@ def test_one_shape_traces_once_whatever_its_rows_ask_for():
     for rows in ([Row(temperature=0.0)] * 4, [Row(top_p=0.5)] * 4, random_rows(rng, 4, VOCAB)):
         counted(logits_rv, make_batch(rows, VOCAB))
     assert traces == [(4, VOCAB)]
+
+
+def test_logits_that_lie_across_devices_give_the_same_tokens():
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    by_vocab = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
+    rng = np.random.default_rng(31)
+    rows = random_rows(rng, 64, 512)
+    logits_rv = rng.normal(0, 2, (64, 512)).astype(np.float32)
+    across = run(jax.device_put(logits_rv, by_vocab), make_batch(rows, 512))
+    assert np.array_equal(across, draw(logits_rv, rows))
