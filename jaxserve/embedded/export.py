@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from jaxserve.embedded.tokenizer_training import BEGIN, CHAT_TEMPLATE, END
-from jaxserve.models.config import DecoderConfig, LayerSpec, NormSpec, RopeSpec
+from jaxserve.models.config import DecoderConfig
+from jaxserve.models.registry import read_config
 from jaxserve.models.spec import Params
 
 NORM_EPS = 1e-5
@@ -38,37 +39,12 @@ LAYER_NAMES = {
 VECTOR_NAMES = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 
 
-def decoder_config(vocab_size: int, eos_token_id: int) -> DecoderConfig:
-    """The embedded model's architecture: what `hf_config` says, for the project's decoder."""
-    exponents = np.arange(0, HEAD_DIM, 2) / HEAD_DIM
-    layer = LayerSpec(
-        num_heads=NUM_HEADS,
-        num_kv_heads=NUM_KV_HEADS,
-        head_dim=HEAD_DIM,
-        rope=RopeSpec(tuple(float(x) for x in ROPE_THETA**-exponents)),
-        query_scale=None,
-        scale=HEAD_DIM**-0.5,
-    )
-    return DecoderConfig(
-        architecture="LlamaForCausalLM",
-        vocab_size=vocab_size,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=INTERMEDIATE_SIZE,
-        max_position_embeddings=MAX_POSITIONS,
-        eos_token_ids=(eos_token_id,),
-        layers=(layer,) * NUM_LAYERS,
-        norm=NormSpec(eps=NORM_EPS),
-        final_norm=NormSpec(eps=NORM_EPS),
-        activation="silu",
-    )
-
-
-def hf_config(vocab_size: int, bos_token_id: int, eos_token_id: int) -> dict[str, Any]:
+def hf_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """The contents of config.json."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": vocab_size,
+        "vocab_size": tokenizer.get_vocab_size(),
         "hidden_size": HIDDEN_SIZE,
         "intermediate_size": INTERMEDIATE_SIZE,
         "num_hidden_layers": NUM_LAYERS,
@@ -83,12 +59,17 @@ def hf_config(vocab_size: int, bos_token_id: int, eos_token_id: int) -> dict[str
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-        "bos_token_id": bos_token_id,
-        "eos_token_id": eos_token_id,
+        "bos_token_id": tokenizer.token_to_id(BEGIN),
+        "eos_token_id": tokenizer.token_to_id(END),
         "initializer_range": 0.02,
         "torch_dtype": "bfloat16",
         "use_cache": True,
     }
+
+
+def decoder_config(tokenizer: Tokenizer) -> DecoderConfig:
+    """The embedded model's architecture, as the project reads it back from config.json."""
+    return read_config(hf_config(tokenizer))
 
 
 def hf_tensors(params: Params) -> dict[str, np.ndarray]:
@@ -109,12 +90,10 @@ def hf_tensors(params: Params) -> dict[str, np.ndarray]:
 def write_checkpoint(folder: Path, params: Params, tokenizer: Tokenizer) -> None:
     """Write config, weights, tokenizer, chat template and generation defaults into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    begin_id, end_id = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
-    assert begin_id is not None and end_id is not None
     save_file(hf_tensors(params), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "config.json", hf_config(tokenizer.get_vocab_size(), begin_id, end_id))
+    _write_json(folder / "config.json", hf_config(tokenizer))
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -130,7 +109,11 @@ def write_checkpoint(folder: Path, params: Params, tokenizer: Tokenizer) -> None
     )
     _write_json(
         folder / "generation_config.json",
-        {"bos_token_id": begin_id, "eos_token_id": end_id, "do_sample": False},
+        {
+            "bos_token_id": tokenizer.token_to_id(BEGIN),
+            "eos_token_id": tokenizer.token_to_id(END),
+            "do_sample": False,
+        },
     )
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Array
 from jaxserve.embedded import export, retrieval
 from jaxserve.embedded.corpus import Encoder, Phase, TokenBatch, phase_of
 from jaxserve.embedded.initial import initial_params
-from jaxserve.embedded.tokenizer_training import END, train_tokenizer
+from jaxserve.embedded.tokenizer_training import train_tokenizer
 from jaxserve.models import decoder
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.spec import Params
@@ -42,10 +42,10 @@ COPYING = (0.5, 0.5, 1.0, 12.0, 0.1)
 EVERYTHING = (3.0, 4.0, 3.0, 4.0, 0.5)
 PHASES = (
     Phase(300, 32, 96, 0.9, COPYING, 4, 4),
-    Phase(900, 16, 160, 0.3, COPYING, 5, 5),
-    Phase(600, 16, 256, 0.25, EVERYTHING, 10, 10),
-    Phase(500, 8, 512, 0.2, EVERYTHING, 16, 16),
-    Phase(900, 4, 1056, 0.15, EVERYTHING, 24, 20),
+    Phase(600, 16, 160, 0.3, COPYING, 5, 5),
+    Phase(400, 16, 256, 0.25, EVERYTHING, 10, 10),
+    Phase(400, 8, 512, 0.2, EVERYTHING, 16, 16),
+    Phase(700, 4, 1056, 0.15, EVERYTHING, 24, 20),
 )
 
 
@@ -209,9 +209,7 @@ def train(output: Path, work: Path, seed: int, num_steps: int) -> None:
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(VOCAB_SIZE, seed=seed)
     encoder = Encoder(tokenizer)
-    end_id = tokenizer.token_to_id(END)
-    assert end_id is not None
-    config = export.decoder_config(tokenizer.get_vocab_size(), end_id)
+    config = export.decoder_config(tokenizer)
     params = initial_params(config, seed)
     optimizer = make_optimizer(params, num_steps)
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
