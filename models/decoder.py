@@ -117,9 +117,12 @@ def forward(
     positions_t: Int[Array, " T"],
     attend: Attend[Cache],
     cache: Cache,
+    *,
+    products: nn.Products = nn.products,
 ) -> tuple[Float[Array, "T D"], Cache]:
     """Hidden states after the final norm, and the cache as `attend` left it.
 
+    `products` multiplies by weight matrices, which a caller may know to do better than plain XLA.
     The loop is unrolled; the two halves of a layer are traced once per distinct layer spec.
     """
     x_td = nn.embed(params["embed"], tokens_t)
@@ -136,20 +139,24 @@ def forward(
             }
             table = tables.get(layer.rope)
             q_tqh, k_tkh, v_tkh = _before_attention(
-                weights, x_td, positions_t, table, config=config, layer=layer
+                weights, x_td, positions_t, table, config=config, layer=layer, products=products
             )
             o_tqh, cache = attend(cache, i, q_tqh, k_tkh, v_tkh)
-            x_td = _after_attention(weights, x_td, o_tqh, config=config)
+            x_td = _after_attention(weights, x_td, o_tqh, config=config, products=products)
     x_td = nn.norm(x_td, params.get("final_norm"), config.final_norm, params.get("final_norm_bias"))
     return x_td, cache
 
 
 def compute_logits(
-    params: Params, config: DecoderConfig, hidden_td: Float[Array, "T D"]
+    params: Params,
+    config: DecoderConfig,
+    hidden_td: Float[Array, "T D"],
+    *,
+    products: nn.Products = nn.products,
 ) -> Float[Array, "T V"]:
     """float32 logits of hidden states that `forward` returned."""
     head_vd = params["embed"] if config.tie_word_embeddings else params["head"]
-    logits_tv = nn.logits(hidden_td, head_vd)
+    logits_tv = nn.logits(hidden_td, head_vd, products=products)
     if config.head_bias:
         logits_tv += params["head_bias"].astype(jnp.float32)[None, :]
     if config.logit_multiplier != 1.0:
@@ -159,7 +166,7 @@ def compute_logits(
     return logits_tv
 
 
-@partial(jax.jit, static_argnames=("config", "layer"), inline=True)
+@partial(jax.jit, static_argnames=("config", "layer", "products"), inline=True)
 def _before_attention(
     w: Params,
     x_td: Array,
@@ -168,12 +175,11 @@ def _before_attention(
     *,
     config: DecoderConfig,
     layer: LayerSpec,
+    products: nn.Products,
 ) -> tuple[Array, Array, Array]:
     """Queries, keys and values of one layer, normalised and rotated."""
     x_td = _norm(w, "attn_norm", x_td, config.norm) if config.pre_norm else x_td
-    q = nn.linear(x_td, w["q"], w.get("q_bias"))
-    k = nn.linear(x_td, w["k"], w.get("k_bias"))
-    v = nn.linear(x_td, w["v"], w.get("v_bias"))
+    q, k, v = _linears(w, ("q", "k", "v"), x_td, products)
     if config.clip_qkv is not None:
         q, k, v = (jnp.clip(x, -config.clip_qkv, config.clip_qkv) for x in (q, k, v))
     if config.qk_norm is not None and config.qk_norm_width == "full":
@@ -208,10 +214,12 @@ def _norm_heads(w: Params, q_tqh: Array, k_tkh: Array, config: DecoderConfig) ->
     return out
 
 
-@partial(jax.jit, static_argnames=("config",), inline=True)
-def _after_attention(w: Params, x_td: Array, o_tqh: Array, *, config: DecoderConfig) -> Array:
+@partial(jax.jit, static_argnames=("config", "products"), inline=True)
+def _after_attention(
+    w: Params, x_td: Array, o_tqh: Array, *, config: DecoderConfig, products: nn.Products
+) -> Array:
     """The residual stream after output projection and MLP of one layer."""
-    y_td = nn.linear(o_tqh.reshape(o_tqh.shape[0], -1), w["o"], w.get("o_bias"))
+    (y_td,) = _linears(w, ("o",), o_tqh.reshape(o_tqh.shape[0], -1), products)
     if config.post_norm:
         y_td = _norm(w, "post_attn_norm", y_td, config.norm)
     h_td = _add(x_td, y_td, config)
@@ -219,20 +227,26 @@ def _after_attention(w: Params, x_td: Array, o_tqh: Array, *, config: DecoderCon
         m_td = _norm(w, "attn_norm", x_td, config.norm)
     else:
         m_td = _norm(w, "mlp_norm", h_td, config.norm) if config.pre_norm else h_td
-    m_td = _mlp(w, m_td, config)
+    m_td = _mlp(w, m_td, config, products)
     if config.post_norm:
         m_td = _norm(w, "post_mlp_norm", m_td, config.norm)
     return _add(h_td, m_td, config)
 
 
-def _mlp(w: Params, x_td: Array, config: DecoderConfig) -> Array:
-    h_tf = nn.linear(x_td, w["up"], w.get("up_bias"))
+def _mlp(w: Params, x_td: Array, config: DecoderConfig, products: nn.Products) -> Array:
     if config.gated_mlp:
-        gate_tf = nn.linear(x_td, w["gate"], w.get("gate_bias"))
+        h_tf, gate_tf = _linears(w, ("up", "gate"), x_td, products)
         h_tf = nn.activate(gate_tf, config.activation) * h_tf
     else:
+        (h_tf,) = _linears(w, ("up",), x_td, products)
         h_tf = nn.activate(h_tf, config.activation)
-    return nn.linear(h_tf, w["down"], w.get("down_bias"))
+    return _linears(w, ("down",), h_tf, products)[0]
+
+
+def _linears(w: Params, names: tuple[str, ...], x_td: Array, products: nn.Products) -> list[Array]:
+    """x @ w.T + bias for several weights that read the same input."""
+    biases = tuple(w.get(name + "_bias") for name in names)
+    return nn.linears(x_td, tuple(w[name] for name in names), biases, products=products)
 
 
 def _add(x_td: Array, y_td: Array, config: DecoderConfig) -> Array:

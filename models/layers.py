@@ -5,6 +5,7 @@ Norms, rotation and activations compute in float32 and return the dtype they wer
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +15,56 @@ from jaxtyping import Array, Float, Int
 from jaxserve.models.config import NormSpec, QueryScaleSpec, RopeSpec
 
 
-def linear(
-    x_td: Float[Array, "T in"], w_od: Float[Array, "out in"], bias_o: Array | None = None
-) -> Float[Array, "T out"]:
-    """x @ w.T + bias; the only place that multiplies by a weight matrix."""
-    y_to = lax.dot_general(x_td, w_od, (((1,), (1,)), ((), ())))
-    return y_to if bias_o is None else y_to + bias_o[None, :]
+def products(x_td: Array, weights: tuple[Array, ...], out_dtype: jnp.dtype) -> tuple[Array, ...]:
+    """x @ w.T for each weight [out, in], in the form that each platform does best."""
+    if x_td.dtype != jnp.bfloat16:
+        return tuple(_contract(x_td, w_od, out_dtype) for w_od in weights)
+    default = partial(_contract, out_dtype=out_dtype)
+    on_cpu = partial(_contract_bf16_cpu, out_dtype=out_dtype)
+    return tuple(lax.platform_dependent(x_td, w, cpu=on_cpu, default=default) for w in weights)
 
 
-def logits(x_td: Float[Array, "T D"], head_vd: Float[Array, "V D"]) -> Float[Array, "T V"]:
+Products = Callable[[Array, tuple[Array, ...], jnp.dtype], tuple[Array, ...]]
+"""What may stand in for `products`: the only place that multiplies by weight matrices."""
+
+
+def _contract(a_id: Array, b_jd: Array, out_dtype: jnp.dtype) -> Array:
+    return lax.dot_general(a_id, b_jd, (((1,), (1,)), ((), ())), preferred_element_type=out_dtype)
+
+
+def _contract_bf16_cpu(x_td: Array, w_od: Array, out_dtype: jnp.dtype) -> Array:
+    """The shapes that XLA:CPU's library takes: others cost 10 times as much (jax 0.10, 0.11).
+
+    The result must be float32, there must be two rows, and a long contraction wants the weight on
+    the left.
+    """
+    num_rows = x_td.shape[0]
+    if num_rows == 1:
+        x_td = lax.pad(x_td, jnp.zeros((), x_td.dtype), ((0, 1, 0), (0, 0, 0)))
+    if w_od.shape[1] > w_od.shape[0]:
+        y_to = _contract(w_od, x_td, jnp.dtype(jnp.float32)).T
+    else:
+        y_to = _contract(x_td, w_od, jnp.dtype(jnp.float32))
+    return y_to[:num_rows].astype(out_dtype)
+
+
+def linears(
+    x_td: Float[Array, "T in"],
+    weights: tuple[Array, ...],
+    biases: tuple[Array | None, ...],
+    *,
+    products: Products = products,
+) -> list[Array]:
+    """x @ w.T + bias for several weights that read the same input."""
+    ys = products(x_td, weights, x_td.dtype)
+    return [y if b is None else y + b[None, :] for y, b in zip(ys, biases, strict=True)]
+
+
+def logits(
+    x_td: Float[Array, "T D"], head_vd: Float[Array, "V D"], *, products: Products = products
+) -> Float[Array, "T V"]:
     """x @ head.T with a float32 result."""
-    return lax.dot_general(
-        x_td, head_vd, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
+    return products(x_td, (head_vd,), jnp.dtype(jnp.float32))[0]
 
 
 def embed(table_vd: Float[Array, "V D"], tokens_t: Int[Array, " T"]) -> Float[Array, "T D"]:

@@ -53,15 +53,15 @@ def test_half_precision_stays_close(name, dtype):
 
 def test_layers_of_equal_spec_are_traced_once(monkeypatch):
     traced = []
-    original = decoder.nn.linear
+    original = decoder.nn.linears
     monkeypatch.setattr(
-        decoder.nn, "linear", lambda *args: (traced.append(None), original(*args))[1]
+        decoder.nn, "linears", lambda *args, **kw: (traced.append(None), original(*args, **kw))[1]
     )
     model = load_checkpoint(TINY / "ministral-v1", "float32", progress=False)
     assert len({(x.rope, x.window) for x in model.config.layers}) == 2  # full and sliding
     full_logits(model, np.arange(3, 20))
-    # q, k, v for each of the two kinds of layer; o, gate, up, down once for all.
-    assert len(traced) <= 2 * 3 + 4
+    # q, k, v for each of the two kinds of layer; o; gate and up; down, once for all.
+    assert 1 <= len(traced) <= 2 + 3
 
 
 def test_declared_shapes_are_those_of_random_weights():
