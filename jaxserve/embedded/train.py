@@ -44,8 +44,8 @@ PHASES = (
     Phase(300, 32, 96, 0.9, COPYING, 4, 4),
     Phase(600, 16, 160, 0.3, COPYING, 5, 5),
     Phase(400, 16, 256, 0.25, EVERYTHING, 10, 10),
-    Phase(400, 8, 512, 0.2, EVERYTHING, 16, 16),
-    Phase(700, 4, 1056, 0.15, EVERYTHING, 24, 20),
+    Phase(600, 8, 512, 0.2, EVERYTHING, 16, 16),
+    Phase(1300, 4, 1056, 0.15, EVERYTHING, 24, 20),
 )
 
 
