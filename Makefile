@@ -47,7 +47,7 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml
 	@echo "Installing jaxserve into $(VENV) (a few hundred MB, once)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -e .
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -e '.[demo]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml

@@ -347,7 +347,9 @@ def limits_of(engine: EngineLike) -> Limits:
 def _build_engine(config: Config, progress: bool) -> EngineLike:
     from jaxserve.engine import build_engine
 
-    with Progress(enabled=progress) as bars:
+    if not progress:
+        return build_engine(config)
+    with Progress() as bars:
         return build_engine(config, bars)
 
 

@@ -18,8 +18,7 @@ class Progress:
     manager, so that the last bar is closed.
     """
 
-    def __init__(self, enabled: bool = True):
-        self._enabled = enabled
+    def __init__(self):
         self._has_bars = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._what: str | None = None
         self._bar: Any = None
@@ -27,8 +26,6 @@ class Progress:
         self._done = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if not self._enabled:
-            return
         if what != self._what:
             self._finish()
             self._what, self._started_s = what, time.monotonic()

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -75,6 +77,24 @@ class FakeEngine:
     aborted: list[str] = field(default_factory=list)
     _live: dict[str, _Live] = field(default_factory=dict)
     _seen_prompts: set[tuple[int, ...]] = field(default_factory=set)
+
+    @property
+    def model(self) -> Any:
+        """What the command line and the limits look at."""
+        vocab = SimpleNamespace(vocab_size=self.tokenizer.vocab_size)
+        return SimpleNamespace(dtype="float32", config=vocab)
+
+    @property
+    def report(self) -> Any:
+        return SimpleNamespace(
+            num_params=1_234_567,
+            load_s=0.1,
+            num_pages=(1024, 64),
+            num_cache_tokens=16_384,
+            kv_bytes=1 << 20,
+            num_graphs=7,
+            compile_s=1.5,
+        )
 
     @property
     def has_work(self) -> bool:

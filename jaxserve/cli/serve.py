@@ -1,0 +1,175 @@
+"""`jaxserve serve`: a plan, then the work with its progress, then a line that says where to go."""
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jaxserve
+from jaxserve.cli.flags import settings_of
+from jaxserve.config import Config
+from jaxserve.errors import ConfigError
+from jaxserve.settings import Settings
+
+SECRET = frozenset({"api_key"})
+GRACEFUL_S = 10
+MAX_PORT = 65_535
+MAX_HEADER_BYTES = 64 << 10
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    started_s = time.monotonic()
+    settings = settings_of(args)
+    signal.signal(signal.SIGTERM, _interrupt)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    listener = bind(settings.config)
+    try:
+        url = f"http://{_host_of(listener)}"
+        _print("\n".join(plan(settings, url)))
+        engine = _build(settings.config)
+        asyncio.run(_run(engine, listener, url, started_s))
+    except KeyboardInterrupt:
+        _print("stopped")
+    finally:
+        listener.close()
+    return 0
+
+
+def bind(config: Config) -> socket.socket:
+    """A socket on the address of the config, taken before any long work but not yet listening.
+
+    Raises:
+        ConfigError: the address cannot be taken.
+    """
+    host, port = config.server.host, config.server.port
+    if port > MAX_PORT:  # the resolver would take it modulo 65536
+        raise ConfigError(f"cannot listen on port {port}; expected 0 to {MAX_PORT}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error}; choose another with --port or --host "
+            "(--port 0 takes a free port)"
+        ) from error
+    return listener
+
+
+def plan(settings: Settings, url: str) -> list[str]:
+    """What is about to happen, before it takes long."""
+    config = settings.config
+    lines = [
+        f"jaxserve {jaxserve.__version__}",
+        f"  model     {config.model.model or 'the embedded model'}",
+        f"  address   {url}" + (" (with API key)" if config.server.api_key else ""),
+        f"  at once   {config.scheduler.max_num_seqs} sequences, "
+        f"{config.scheduler.max_num_waiting} more may wait",
+    ]
+    if settings.origins:
+        changed = [f"{name} = {_shown(config, name)}" for name in settings.origins]
+        lines.append("  settings  " + ", ".join(changed))
+    return lines
+
+
+def ready(engine: Any, url: str, elapsed_s: float) -> list[str]:
+    """The lines that say that requests are served, how much fits, and how to send one."""
+    report, config = engine.report, engine.config
+    pages = " + ".join(f"{number:,}" for number in report.num_pages)
+    body = {
+        "model": engine.model_name,
+        "messages": [{"role": "user", "content": "Tell me a short story."}],
+        "stream": True,
+    }
+    key = " -H 'Authorization: Bearer '$JAXSERVE_API_KEY" if config.server.api_key else ""
+    if not engine.tokenizer.has_chat_template:
+        del body["messages"]
+        body["prompt"] = "Once upon a time" if engine.tokenizer.has_text else [1]
+    path = "chat/completions" if "messages" in body else "completions"
+    return [
+        f"  weights   {_count(report.num_params)} parameters as {engine.model.dtype}, "
+        f"loaded in {report.load_s:.1f} s",
+        f"  KV cache  {pages} pages of {config.cache.page_size} tokens = "
+        f"{report.num_cache_tokens:,} tokens, {report.kv_bytes / 2**20:,.0f} MiB; "
+        f"context {engine.max_model_len:,} tokens",
+        f"  graphs    {report.num_graphs} compiled in {report.compile_s:.1f} s",
+        f"ready after {elapsed_s:.1f} s: {engine.model_name} on {url}/v1",
+        f"  curl {url}/v1/{path} -H 'Content-Type: application/json'{key} \\",
+        f"    -d '{json.dumps(body)}'",
+    ]
+
+
+async def _run(engine: Any, listener: socket.socket, url: str, started_s: float) -> None:
+    import uvicorn
+
+    from jaxserve.server.app import create_app
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(engine),  # pyright: ignore[reportArgumentType]
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=GRACEFUL_S,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        _print("\n".join(ready(engine, url, time.monotonic() - started_s)))
+    await serving
+
+
+def _build(config: Config) -> Any:
+    from jaxserve.engine import build_engine
+    from jaxserve.progress import Progress
+
+    with Progress() as bars:
+        return build_engine(config, bars)
+
+
+def _host_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _shown(config: Config, name: str) -> str:
+    if name in SECRET:
+        return "(hidden)"
+    sections: Sequence[Any] = [
+        config.model,
+        config.cache,
+        config.scheduler,
+        config.parallel,
+        config.runtime,
+        config.server,
+    ]
+    return next(str(getattr(section, name)) for section in sections if hasattr(section, name))
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)

@@ -1,0 +1,1 @@
+"""Measures what a model answers, in process or over HTTP."""

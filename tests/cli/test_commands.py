@@ -1,0 +1,209 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jaxserve
+from jaxserve.cli import main, make_parser
+from jaxserve.cli.flags import settings_of
+from jaxserve.cli.serve import bind, plan
+from jaxserve.config import Config, ServerConfig
+from jaxserve.errors import ConfigError
+from jaxserve.settings import all_settings
+from tests.fake_engine import REPLY, FakeEngine
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch):
+    for name in list(os.environ):
+        if name.startswith("JAXSERVE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
+    """The engines that commands build, which are fake."""
+    built: list[FakeEngine] = []
+
+    def build(config: Config, *args: Any) -> FakeEngine:
+        built.append(FakeEngine(config=config, max_model_len=20_000))
+        return built[-1]
+
+    monkeypatch.setattr("jaxserve.engine.build_engine", build)
+    return built
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    code = (
+        "import sys, jaxserve.cli\n"
+        "try: jaxserve.cli.main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'fastapi', 'uvicorn', 'tokenizers', 'yaml', 'tqdm', 'httpx'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for setting in all_settings().values():
+        assert setting.flag in run.stdout and setting.variable in run.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.strip() == jaxserve.__version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["sreve"], "invalid choice: 'sreve'"),
+        (["serve", "--pag-size", "3"], "did you mean --page-size"),
+        (["serve", "--page-size", "many"], "--page-size is 'many'; expected an integer"),
+        (["serve", "--dtype", "int3"], "expected one of auto, float32"),
+        (["serve", "--page-size", "0"], "expected at least 1"),
+        (["serve", "--host", "0.0.0.0"], "set an API key"),
+        (["serve", "--port", "99999"], "cannot listen on"),
+        (["serve", "a", "b"], "unexpected argument 'b'"),
+        (["serve", "a", "--model", "b"], "given twice"),
+        (["serve", "--config", "/nowhere.yaml"], "No such file"),
+        (["generate"], "required: PROMPT"),
+        (["generate", "a", "--raw", "--system", "b"], "leave out --raw"),
+        (["generate", "a", "--temperature", "hot"], "invalid float value"),
+        (["eval", "retrieval", "--num", "0"], "expected 1 to"),
+        (["eval", "retrieval", "m", "--url", "http://x"], "either a model or --url"),
+        (["convert", "a"], "required: DST"),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxserve: error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert main(["convert", str(tmp_path / "nothing"), str(tmp_path / "new")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("jaxserve: error: ") and err.count("\n") == 1 and "nothing" in err
+
+
+def test_each_setting_has_a_flag_that_reaches_the_config(monkeypatch: pytest.MonkeyPatch):
+    values: dict[str, Any] = {"host": "127.0.0.3", "dtype": "float32", "policy": "priority"}
+    values |= {"attention_backend": "reference", "max_num_batched_tokens": 4096}
+    for setting in all_settings().values():
+        default = {bool: not setting.default, int: 77, str: "text"}[setting.kind]
+        value = values.setdefault(setting.name, default)
+        spelt = setting.flag if value is not False else setting.flag.replace("--", "--no-", 1)
+        argv = [spelt] if setting.kind is bool else [spelt, str(value)]
+        config = settings_of(make_parser().parse(["serve", *argv])).config
+        assert getattr(getattr(config, setting.section), setting.name) == value
+        monkeypatch.setenv(setting.variable, str(value))
+        config = settings_of(make_parser().parse(["serve"])).config
+        assert getattr(getattr(config, setting.section), setting.name) == value
+        monkeypatch.delenv(setting.variable)
+
+
+def test_a_commands_own_default_gives_way_to_what_is_given(monkeypatch: pytest.MonkeyPatch):
+    args = make_parser().parse(["generate", "a"])
+    assert not settings_of(args, warmup=False).config.runtime.warmup
+    monkeypatch.setenv("JAXSERVE_WARMUP", "on")
+    assert settings_of(args, warmup=False).config.runtime.warmup
+
+
+def test_the_plan_hides_the_key(monkeypatch: pytest.MonkeyPatch):
+    args = make_parser().parse(["serve", "some/model", "--api-key", "s3cret"])
+    text = "\n".join(plan(settings_of(args), "http://127.0.0.1:1"))
+    assert "s3cret" not in text and "some/model" in text and "api_key = (hidden)" in text
+
+
+def test_a_port_in_use_is_told_before_any_work():
+    with bind(Config(server=ServerConfig(port=0))) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="choose another with --port"):
+            bind(Config(server=ServerConfig(port=port)))
+
+
+def test_generate_streams_the_answer_by_the_chat_template(
+    engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
+):
+    argv = ["generate", "Hello", "--system", "Be kind.", "--temperature", "0.5", "--stop", "zz"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == REPLY + "\n"
+    (request,) = engines[0].added
+    assert request.sampling.temperature == 0.5 and request.sampling.stop == ("zz",)
+    prompt = engines[0].tokenizer.decode(request.prompt_ids, False)
+    assert prompt == "<|begin|><|system|>Be kind.<|end|><|user|>Hello<|end|><|assistant|>"
+    assert engines[0].closed
+
+
+def test_generate_raw_continues_the_prompt_and_bounds_are_checked(
+    engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["generate", "Hello", "--raw", "--max-tokens", "2"]) == 0
+    (request,) = engines[0].added
+    assert engines[0].tokenizer.decode(request.prompt_ids, False) == "Hello"
+    assert main(["generate", "Hello", "--top-p", "7"]) == 1
+    assert "top_p is 7.0" in capsys.readouterr().err
+
+
+def test_eval_retrieval_prints_a_table_and_a_json_line(
+    engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["eval", "retrieval", "--num", "8"]) == 0
+    *table, last = capsys.readouterr().out.strip().split("\n")
+    report = json.loads(last)
+    assert report["num_prompts"] == 8 and report["accuracy"] == 0
+    assert any("1-" in line or "tokens" in line for line in table) and "all" in table[-1]
+
+
+SERVE = """
+import sys
+import jaxserve.engine
+from jaxserve.cli import main
+from tests.fake_engine import FakeEngine
+jaxserve.engine.build_engine = lambda config, progress: FakeEngine(config=config)
+sys.exit(main(["serve", "--port", "0", "--max-num-seqs", "3"]))
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_serve_says_where_it_is_answers_and_stops_cleanly(stop: signal.Signals):
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SERVE]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        lines: list[str] = []
+        while not lines or "-d '" not in lines[-1]:
+            lines.append(server.stdout.readline())
+            assert lines[-1], server.stderr.read()
+        said = "".join(lines)
+        (line,) = [line for line in lines if line.startswith("ready after")]
+        url = line.split()[-1]
+        request = urllib.request.Request(
+            f"{url}/chat/completions",
+            lines[-1].split("-d ")[1].strip().strip("'").replace("true", "false").encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as response:
+            answer = json.loads(response.read())
+        server.send_signal(stop)
+        assert server.wait(20) == 0
+        assert server.stdout.read().strip() == "stopped" and server.stderr.read() == ""
+    assert answer["choices"][0]["message"]["content"] == REPLY
+    assert "max_num_seqs = 3" in said and "1,024 + 64 pages of 16 tokens" in said
+    assert "7 compiled in 1.5 s" in said and "1.23 M parameters" in said
