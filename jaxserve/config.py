@@ -14,6 +14,7 @@ from jaxserve.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
+ATTENTION_BACKENDS = ("auto", "reference", "cpu_native")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
 
@@ -65,7 +66,10 @@ class RuntimeConfig:
         None, "persistent compile cache; default: under the user's cache folder; '' turns it off"
     )
     warmup: bool = setting(True, "compile every graph before serving")
-    attention_backend: str = setting("auto", "attention kernels", choices=("auto", "reference"))
+    attention_backend: str = setting("auto", "attention kernels", choices=ATTENTION_BACKENDS)
+    native_cpu: bool = setting(
+        True, "on CPU, compile C++ kernels for decode at first use, if there is a compiler"
+    )
 
 
 @dataclass(frozen=True, slots=True)

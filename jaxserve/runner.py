@@ -7,7 +7,6 @@ each program and replaced by its outputs. Knows nothing of requests or policies.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -31,13 +30,19 @@ from jaxserve.batch import (
 )
 from jaxserve.kv.pool import KVPool
 from jaxserve.models import decoder
+from jaxserve.models import layers as nn
 from jaxserve.models.config import DecoderConfig
+from jaxserve.pallas_kernels.cpu import build
 from jaxserve.pallas_kernels.paged_attention.api import Backend
 from jaxserve.plan import Bucket, StepPlan, StepResult
+from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
 from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
 from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, no_progress
 
 PROMPT_LOGPROB_TILE = 64
+LOAD_SLOT = "load slot"
+DECODE_OUTPUTS = ("token_ids", "logprobs", "top_ids", "top_logprobs")
+PROMPT_OUTPUTS = ("prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class StepProgram:
     shape: StateShape
     backend: Backend
     mesh: Mesh | None
+    products: nn.Products = nn.products
 
     def __call__(
         self,
@@ -82,14 +88,22 @@ class StepProgram:
             mesh=self.mesh,
         )
         hidden_td, cache = decoder.forward(
-            params, self.model, tokens_t, batch.position, attend, open_cache(pool)
+            params,
+            self.model,
+            tokens_t,
+            batch.position,
+            attend,
+            open_cache(pool),
+            products=self.products,
         )
         pool = close_cache(cache, pool)
         hidden_rd = hidden_td
         if not bucket.is_decode:
             hidden_rd = hidden_td[jnp.maximum(batch.row_start + batch.row_len - 1, 0)]
         with jax.named_scope("logits"):
-            logits_rv = decoder.compute_logits(params, self.model, hidden_rd)
+            logits_rv = decoder.compute_logits(
+                params, self.model, hidden_rd, products=self.products
+            )
         with jax.named_scope("sample"):
             token_r = sample(logits_rv, _sampling_batch(state, batch))
         outputs = {"token_ids": token_r, **_logprobs(logits_rv, token_r, batch.wants_logprobs)}
@@ -112,7 +126,7 @@ class StepProgram:
             start = jnp.minimum(index * tile, num_tokens - tile)
             hidden = lax.dynamic_slice_in_dim(hidden_td, start, tile)
             target = lax.dynamic_slice_in_dim(target_t, start, tile)
-            logits = decoder.compute_logits(params, self.model, hidden)
+            logits = decoder.compute_logits(params, self.model, hidden, products=self.products)
             update = token_logprobs(logits, target, MAX_LOGPROBS)
             return jax.tree.map(
                 lambda old, new: lax.dynamic_update_slice_in_dim(old, new, start, axis=0),
@@ -198,87 +212,115 @@ class Runner:
         pool: KVPool,
         state: SlotState,
         buckets: tuple[Bucket, ...],
+        store: ProgramStore,
     ):
         self._program = program
-        self._params = params
-        self._pool = pool
-        self._state = state
         self._buckets = buckets
-        self._steps: dict[Bucket, Callable[..., Any]] = {}
-        self._load_slot: Callable[..., Any] | None = None
+        self._store = store
+        self._params, self._params_tree = jax.tree.flatten(params)
+        self._device, self._device_tree = jax.tree.flatten((pool, state))
+        self._num_pool = len(jax.tree.leaves(pool))
+        self._compiled: dict[str, jax.stages.Compiled] = {}
 
     @property
     def num_graphs(self) -> int:
         """Compiled programs: one per bucket, and the one that fills a slot."""
-        return len(self._steps) + (self._load_slot is not None)
+        return len(self._compiled)
 
     def compile(self, progress: Progress = no_progress) -> None:
-        """Compile every program ahead of time, with a call of `progress` after each."""
-        total = len(self._buckets) + 1
-        for done, bucket in enumerate(self._buckets):
-            progress("compile", done, total)
-            self._steps[bucket] = self._compile_step(bucket)
-        self._load_slot = self._compile_load()
-        progress("compile", total, total)
+        """Compile every program ahead of time; `progress` hears of each."""
+        specs = [self._step_spec(bucket) for bucket in self._buckets]
+        self._compiled = compile_all(self._store, [*specs, self._load_spec()], progress)
 
-    def _compile_step(self, bucket: Bucket) -> Callable[..., Any]:
-        step = jax.jit(
-            partial(self._program.__call__, bucket=bucket),
-            donate_argnums=(1, 2),
-            out_shardings=(_shardings(self._pool), _shardings(self._state), None),
-        )
+    def _step_spec(self, bucket: Bucket) -> ProgramSpec:
+        num_params, num_device = len(self._params), len(self._device)
+
+        def step(*leaves: jax.Array) -> "list[jax.Array]":
+            params = jax.tree.unflatten(self._params_tree, leaves[:num_params])
+            pool, state = jax.tree.unflatten(self._device_tree, leaves[num_params:-1])
+            pool, state, outputs = self._program(params, pool, state, leaves[-1], bucket=bucket)
+            return [*jax.tree.leaves((pool, state)), *(outputs[x] for x in _output_names(bucket))]
+
         packed = np.zeros(packed_size(bucket, self._program.shape), np.int32)
-        return step.lower(self._params, self._pool, self._state, packed).compile()
+        return ProgramSpec(
+            name=_step_name(bucket),
+            function=step,
+            args=(*self._params, *self._device, packed),
+            donate=tuple(range(num_params, num_params + num_device)),
+            out_shardings=self._out_shardings(self._device, len(_output_names(bucket))),
+            custom_calls=build.TARGETS,
+        )
 
-    def _compile_load(self) -> Callable[..., Any]:
-        shape = self._program.shape
-        size = 1 + sum(
-            array.size // (shape.num_slots + 1) for array in jax.tree.leaves(self._state)
+    def _load_spec(self) -> ProgramSpec:
+        shape, state = self._program.shape, self._device[self._num_pool :]
+        state_tree = jax.tree.structure(jax.tree.unflatten(self._device_tree, self._device)[1])
+
+        def load(*leaves: jax.Array) -> "list[jax.Array]":
+            old = jax.tree.unflatten(state_tree, leaves[:-1])
+            return jax.tree.leaves(load_slot(old, leaves[-1], shape))
+
+        size = 1 + sum(array.size // (shape.num_slots + 1) for array in state)
+        return ProgramSpec(
+            name=LOAD_SLOT,
+            function=load,
+            args=(*state, np.zeros(size, np.int32)),
+            donate=tuple(range(len(state))),
+            out_shardings=self._out_shardings(state),
         )
-        load = jax.jit(
-            partial(load_slot, shape=shape),
-            donate_argnums=0,
-            out_shardings=_shardings(self._state),
-        )
-        return load.lower(self._state, np.zeros(size, np.int32)).compile()
+
+    def _out_shardings(self, kept: "list[jax.Array]", num_others: int = 0) -> Any:
+        """What is donated comes back where it was; one device needs no word about it."""
+        if self._program.mesh is None:
+            return None
+        return [*(array.sharding for array in kept), *[None] * num_others]
+
+    def _get(self, name: str, spec: Callable[[], ProgramSpec]) -> "jax.stages.Compiled":
+        if name not in self._compiled:  # warm-up was turned off
+            self._compiled[name] = self._store.lower(spec()).compile()
+        return self._compiled[name]
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """Enqueue a plan on the device and return at once."""
-        if plan.bucket not in self._steps:  # warm-up was turned off
-            self._steps[plan.bucket] = self._compile_step(plan.bucket)
-        if self._load_slot is None:
-            self._load_slot = self._compile_load()
-        for load in plan.slot_loads:
-            self._state = self._load_slot(self._state, pack_load(load, self._program.shape))
-        packed = pack(plan, self._program.shape)
-        step = self._steps[plan.bucket]
-        self._pool, self._state, outputs = step(self._params, self._pool, self._state, packed)
+        shape = self._program.shape
+        for slot_load in plan.slot_loads:
+            load = self._get(LOAD_SLOT, self._load_spec)
+            state = self._device[self._num_pool :]
+            self._device[self._num_pool :] = load(*state, pack_load(slot_load, shape))
+        bucket = plan.bucket
+        step = self._get(_step_name(bucket), lambda: self._step_spec(bucket))
+        results = step(*self._params, *self._device, pack(plan, shape))
+        num_device = len(self._device)
+        self._device = results[:num_device]
+        outputs = dict(zip(_output_names(bucket), results[num_device:], strict=True))
         for name in _wanted(plan):
             outputs[name].copy_to_host_async()
         return StepHandle(plan, outputs)
 
     def fetch(self, handle: StepHandle) -> StepResult:
         """Wait for a dispatched step and bring what its plan wants to the host."""
-        return StepResult(**{name: np.asarray(handle.outputs[name]) for name in _wanted(handle.plan)})
+        wanted = {name: np.asarray(handle.outputs[name]) for name in _wanted(handle.plan)}
+        return StepResult(**wanted)
 
     def close(self) -> None:
         """Delete the device arrays; the runner cannot be used afterwards."""
-        for array in jax.tree.leaves((self._params, self._pool, self._state)):
+        for array in (*self._params, *self._device):
             array.delete()
 
     def read_pages(self, group: int, pages: np.ndarray) -> np.ndarray:
         """Copy pages of a KV group to the host: [len(pages), L, 2, K, P, H]."""
-        return np.asarray(self._pool.groups[group][pages])
+        return np.asarray(self._device[group][pages])
 
 
-def _shardings(tree: Any) -> Any:
-    return jax.tree.map(lambda array: array.sharding, tree)
+def _step_name(bucket: Bucket) -> str:
+    kind = "decode" if bucket.is_decode else "mixed"
+    return f"{kind} {bucket.num_tokens}x{bucket.num_rows}"
+
+
+def _output_names(bucket: Bucket) -> tuple[str, ...]:
+    """Results of a step after pool and state, in order."""
+    return DECODE_OUTPUTS if bucket.is_decode else DECODE_OUTPUTS + PROMPT_OUTPUTS
 
 
 def _wanted(plan: StepPlan) -> tuple[str, ...]:
-    names = ("token_ids",)
-    if plan.wants_logprobs:
-        names += ("logprobs", "top_ids", "top_logprobs")
-    if plan.wants_prompt_logprobs:
-        names += ("prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
-    return names
+    names = DECODE_OUTPUTS if plan.wants_logprobs else DECODE_OUTPUTS[:1]
+    return names + PROMPT_OUTPUTS if plan.wants_prompt_logprobs else names

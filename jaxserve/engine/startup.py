@@ -23,8 +23,12 @@ from jaxserve.engine.core import Engine, StartupReport
 from jaxserve.errors import ConfigError
 from jaxserve.kv.blocks import Namespace
 from jaxserve.kv.pool import create_pool, page_bytes, storage_dtype
+from jaxserve.models import layers as nn
+from jaxserve.pallas_kernels.cpu import ops as native
+from jaxserve.pallas_kernels.cpu.build import load as load_native
 from jaxserve.pallas_kernels.paged_attention.api import get_backend
 from jaxserve.pallas_kernels.paged_attention.reference import table_width
+from jaxserve.programs import ProgramStore
 from jaxserve.runner import Runner, StepProgram
 from jaxserve.scheduler import Scheduler, default_buckets
 from jaxserve.sharding import make_mesh
@@ -41,6 +45,7 @@ CPU_KV_BYTES = 4 << 30
 CPU_MEMORY_FRACTION = 0.25
 DEVICE_MEMORY_FRACTION = 0.9
 
+
 def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     """Load the model that `config` names and make it ready to serve.
 
@@ -48,7 +53,9 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         ConfigError: the settings do not fit the model or the machine.
         WeightsError: the checkpoint is broken or not supported.
     """
-    use_compile_cache(config.runtime.compile_cache_dir)
+    cache_dir = compile_cache_dir(config.runtime.compile_cache_dir)
+    if cache_dir is not None:
+        use_compile_cache(cache_dir)
     mesh = _mesh(config.parallel.tensor_parallel_size)
     start = time.perf_counter()
     path = config.model.model or str(checkpoint_path())
@@ -76,13 +83,21 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         page_size=config.cache.page_size,
     )
     buckets = default_buckets(shape.num_slots, config.scheduler.max_num_batched_tokens)
-    backend = get_backend(config.runtime.attention_backend)
+    native_cpu = _use_native_cpu(config, mesh)
+    try:
+        backend = get_backend(config.runtime.attention_backend, native_cpu=native_cpu)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    products = native.products_or(nn.products) if native_cpu else nn.products
+    program = StepProgram(model.config, groups, shape, backend, mesh, products)
+    identity = repr((model.config, groups, shape, config.runtime.attention_backend, native_cpu))
     runner = Runner(
-        StepProgram(model.config, groups, shape, backend, mesh),
+        program,
         model.params,
         create_pool(groups, num_pages, shape.page_size, dtype, _pool_shardings(groups, mesh)),
         create_state(shape, _replicated(mesh)),
         buckets,
+        ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
     )
     start = time.perf_counter()
     if config.runtime.warmup:
@@ -118,19 +133,30 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     )
 
 
-def use_compile_cache(folder: str | None) -> None:
-    """Point XLA's persistent compile cache at `folder`, unless the process already has one.
+def compile_cache_dir(folder: str | None) -> Path | None:
+    """Where compiled programs are kept: `jaxserve/xla` in the user's cache folder if None is given.
 
-    None is `jaxserve/xla` in the user's cache folder; "" leaves the cache off.
+    "" turns it off: the result is None.
     """
-    if folder == "" or jax.config.jax_compilation_cache_dir:
-        return
     if folder is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = str(Path(home) / "jaxserve" / "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
+        return Path(home) / "jaxserve" / "xla"
+    return Path(folder) if folder else None
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Point XLA's persistent compile cache at `folder`, unless the process already has one."""
+    if jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _use_native_cpu(config: Config, mesh: Mesh | None) -> bool:
+    """Whether the step calls the C++ kernels; XLA cannot partition such calls over a mesh."""
+    wanted = config.runtime.native_cpu and jax.default_backend() == "cpu" and mesh is None
+    return wanted and load_native().available
 
 
 def _mesh(tensor_parallel_size: int) -> Mesh | None:
