@@ -201,7 +201,7 @@ class IncrementalDecoder:
         text = self._decode(self._ids)
         if not text.endswith(REPLACEMENT):
             piece = text[self._num_given :]
-            self._set_window(self._context_of_window())
+            self._slide_window(text)
             return piece
         if len(self._ids) - self._read <= self.HOLD_TOKENS:
             return ""
@@ -212,12 +212,14 @@ class IncrementalDecoder:
             piece += self._shorten_window(text)
         return piece
 
-    def _context_of_window(self) -> list[int]:
-        """The newest tokens that have text; without text they would be no context."""
+    def _slide_window(self, text: str) -> None:
+        """All text of the window has been given out: keep the newest tokens that have text."""
         newest = self._ids[self._read :]
-        if len(self._ids) > self.WINDOW_TOKENS or self._decode(newest):
-            return newest
-        return self._ids
+        newest_text = self._decode(newest)
+        if newest_text or len(self._ids) > self.WINDOW_TOKENS:
+            self._ids, text = newest, newest_text
+        self._read = len(self._ids)
+        self._num_given = len(text)
 
     def _shorten_window(self, text: str) -> str:
         """Drop old tokens at a cut that does not change the text; returns text this forces out."""

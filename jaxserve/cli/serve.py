@@ -20,6 +20,8 @@ from jaxserve.settings import Settings
 SECRET = frozenset({"api_key"})
 GRACEFUL_S = 10
 MAX_PORT = 65_535
+SWITCH_S = 0.0005
+"""How long the event loop may keep the engine's thread waiting (Python's own default is 5 ms)."""
 MAX_HEADER_BYTES = 64 << 10
 
 
@@ -28,6 +30,7 @@ def serve(args: argparse.Namespace) -> int:
     started_s = time.monotonic()
     settings = settings_of(args)
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     listener = bind(settings.config)
     try:
