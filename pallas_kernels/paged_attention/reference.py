@@ -9,6 +9,7 @@ garbage lands on tokens that a later tile writes, or on padding.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,11 @@ def write_kv(
     row_t = jnp.where(page_t < 0, num_rows, (page_t * spec.num_layers + spec.layer) * 2)
     k_tkh = to_storage(k_tkh, pool_rkph.dtype)
     v_tkh = to_storage(v_tkh, pool_rkph.dtype)
+    if row_t.shape[0] == 1:
+        # XLA turns a scatter of one update into a slice update, and copies the pool for it.
+        row_t = jnp.pad(row_t, (0, 1), constant_values=num_rows)
+        offset_t = jnp.pad(offset_t, (0, 1))
+        k_tkh, v_tkh = (jnp.pad(x, ((0, 1), (0, 0), (0, 0))) for x in (k_tkh, v_tkh))
     pool_rkph = pool_rkph.at[row_t, :, offset_t, :].set(k_tkh, mode="drop")
     return pool_rkph.at[row_t + 1, :, offset_t, :].set(v_tkh, mode="drop")
 
@@ -63,13 +69,17 @@ def ragged_paged_attention(
     pool_rkph: Shaped[Array, "rows K P H"],
     rows: RaggedRows,
     spec: AttentionSpec,
+    decode: Callable[..., jax.Array] | None = None,
 ) -> Float[Array, "T Q H"]:
-    """Causal attention of every row's queries to its pages; padding tokens get anything finite."""
+    """Causal attention of every row's queries to its pages; padding tokens get anything finite.
+
+    `decode` may stand in for what does the decode rows here.
+    """
     num_tokens, num_q, head_dim = q_tqh.shape
     num_kv = pool_rkph.shape[1]
     num_groups = num_q // num_kv
     q_tkgh = q_tqh.reshape(num_tokens, num_kv, num_groups, head_dim)
-    out_tkgh = _decode(q_tkgh[: rows.q_len.shape[0]], pool_rkph, rows, spec)
+    out_tkgh = (decode or _decode)(q_tkgh[: rows.q_len.shape[0]], pool_rkph, rows, spec)
     pad = num_tokens - out_tkgh.shape[0]
     if pad:
         out_tkgh = jnp.pad(out_tkgh, ((0, pad), (0, 0), (0, 0), (0, 0)))

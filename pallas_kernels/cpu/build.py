@@ -1,0 +1,136 @@
+"""Compiles the CPU kernels with the system's compiler at first use, and registers them with XLA.
+
+The library is cached in the user's cache folder under a digest of all that went into it, so it is
+built once. Whatever is missing (a compiler, a folder of our own, an instruction set) is a reason
+not to have native kernels, never an error: all that they do, plain XLA does too, slower.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jaxlib
+
+logger = logging.getLogger(__name__)
+
+SOURCES = ("native.cc", "kernels.inc")
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
+COMPILERS = ("c++", "g++", "clang++")
+BUILD_TIMEOUT_S = 300
+TARGETS = ("jaxserve_linear", "jaxserve_attention")
+
+
+class Native(NamedTuple):
+    """Whether the kernels can be called; `detail` is the instruction set, or why they cannot."""
+
+    available: bool
+    detail: str
+
+
+class _Unavailable(Exception):
+    """Why there are no native kernels here."""
+
+
+@functools.cache
+def load() -> Native:
+    """Build if need be, load and register, once in a process; says so in the log, once."""
+    try:
+        library = ctypes.CDLL(str(_library_path()))
+        instructions = _select(library, 0)
+        if instructions == "none":
+            raise _Unavailable("this CPU has no AVX2")
+        for target in TARGETS:
+            capsule = jax.ffi.pycapsule(getattr(library, target))
+            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+    except (_Unavailable, OSError, subprocess.SubprocessError) as error:
+        native = Native(False, " ".join(str(error).split())[:500])
+        logger.info("native CPU kernels are not available, plain XLA serves: %s", native.detail)
+        return native
+    logger.info("native CPU kernels: %s", instructions)
+    return Native(True, instructions)
+
+
+def _select(library: ctypes.CDLL, most: int) -> str:
+    """Set the instruction set: the best there is, or at most number `most`."""
+    library.jaxserve_select.restype = ctypes.c_char_p
+    library.jaxserve_select.argtypes = [ctypes.c_int]
+    return library.jaxserve_select(most).decode()
+
+
+def _library_path() -> Path:
+    """The compiled library, built now unless the cache has it."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        raise _Unavailable(f"there are none for {sys.platform} on {os.uname().machine}")
+    compiler = _compiler()
+    version = _run([*compiler, "--version"])
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for part in (
+        *((here / name).read_bytes() for name in SOURCES),
+        version.encode(),
+        jaxlib.__version__.encode(),
+        " ".join((*compiler, *FLAGS)).encode(),
+    ):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    folder = _cache_folder()
+    path = folder / f"native-{digest.hexdigest()[:32]}.so"
+    if path.exists():
+        return path
+    handle, partial = tempfile.mkstemp(suffix=".so", dir=folder)
+    os.close(handle)
+    try:
+        source = str(here / "native.cc")
+        _run([*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", source, "-o", partial])
+        os.replace(partial, path)  # others may be building the same: the last one wins
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def _compiler() -> list[str]:
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for candidate in [chosen] if chosen else [[name] for name in COMPILERS]:
+        path = shutil.which(candidate[0])
+        if path is not None:
+            return [path, *candidate[1:]]
+    raise _Unavailable(f"no C++ compiler ({chosen[0] if chosen else ', '.join(COMPILERS)})")
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=BUILD_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        text = done.stderr.strip() or f"exit status {done.returncode}"
+        raise _Unavailable(f"{Path(command[0]).name} failed: {text}")
+    return done.stdout
+
+
+def _cache_folder() -> Path:
+    """A folder that nobody else can write to: what is in it gets executed."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "jaxserve" / "native"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode):
+        raise _Unavailable(f"{folder} is not a folder")
+    if about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise _Unavailable(f"{folder} must be ours alone: chmod 700")
+    return folder
