@@ -8,7 +8,7 @@ every device holds all of it, which is always correct and only costs memory.
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,18 +33,18 @@ RULES: dict[str, str | None] = {
 
 
 class Axis(NamedTuple):
-    """One axis of a weight: `count` units that must stay whole, each `width` long."""
+    """One axis of a weight: `units` that must stay whole, each `width` long."""
 
     name: str
-    count: int
+    units: int
     width: int = 1
 
     @property
     def size(self) -> int:
-        return self.count * self.width
+        return self.units * self.width
 
 
-def make_mesh(tensor_parallel_size: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(tensor_parallel_size: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A one-axis mesh of the first `tensor_parallel_size` devices."""
     devices = jax.devices() if devices is None else devices
     if tensor_parallel_size > len(devices):
@@ -60,9 +60,9 @@ def partition_spec(axes: Sequence[Axis], mesh: Mesh) -> PartitionSpec:
     parts = []
     for axis in axes:
         target = RULES[axis.name]
-        if target is not None and axis.count % mesh.shape[target]:
+        if target is not None and axis.units % mesh.shape[target]:
             _say_once(
-                f"{axis.name} ({axis.count}) does not divide by {mesh.shape[target]} devices: "
+                f"{axis.name} ({axis.units}) does not divide by {mesh.shape[target]} devices: "
                 "every device holds all of them"
             )
             target = None

@@ -137,7 +137,7 @@ def forward(
                 name: lax.index_in_dim(stack, i, keepdims=False)
                 for name, stack in params["vectors"].items()
             }
-            table = tables.get(layer.rope)
+            table = None if layer.rope is None else tables[layer.rope]
             q_tqh, k_tkh, v_tkh = _before_attention(
                 weights, x_td, positions_t, table, config=config, layer=layer, products=products
             )
@@ -191,7 +191,7 @@ def _before_attention(
     norm_heads = config.qk_norm is not None and config.qk_norm_width != "full"
     if norm_heads and not config.qk_norm_after_rope:
         q_tqh, k_tkh = _norm_heads(w, q_tqh, k_tkh, config)
-    if layer.rope is not None:
+    if layer.rope is not None and table_t2r is not None:
         q_tqh = nn.rotate(q_tqh, table_t2r, layer.rope)
         k_tkh = nn.rotate(k_tkh, table_t2r, layer.rope)
     if norm_heads and config.qk_norm_after_rope:

@@ -80,13 +80,16 @@ def ministral3(f: Fields, context_len: int | None) -> DecoderConfig:
     """Queries grow with the logarithm of their position beyond the original context."""
     shape = sizes(f, kv_heads=8, head_dim=128)
     rope = Fields(rope_parameters(f), f"{f.origin}: rope parameters")
-    beta = rope.optional_number("llama_4_scaling_beta")
+    beta, query_scale = rope.optional_number("llama_4_scaling_beta"), None
+    if beta is not None:
+        period = rope.integer("original_max_position_embeddings")
+        query_scale = QueryScaleSpec(beta, period)
     layer_types(f, shape.layers)
     return build(
         f,
         shape,
         ropes=read_rope(f, shape.head_dim, theta=1e6, context_len=context_len),
-        query_scale=beta and QueryScaleSpec(beta, rope.integer("original_max_position_embeddings")),
+        query_scale=query_scale,
         windows=windows(f, [SLIDING] * shape.layers),
         norm=NormSpec(f.number("rms_norm_eps", 1e-5)),
     )

@@ -172,7 +172,6 @@ def _longrope(
     count = len(wavelengths)
     if not isinstance(factors, list) or len(factors) != count:
         rope.refuse(name, f"must be a list of {count} numbers")
-    rope.get("short_factor"), rope.get("long_factor")
     factor = rope.number("factor", max_len / original)
     amplitude = rope.optional_number("attention_factor")
     if amplitude is None:

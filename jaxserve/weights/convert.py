@@ -37,17 +37,19 @@ def convert_checkpoint(
     try:
         with TensorFiles(source) as files:
             tensors = HubTensors(files, config)
-            metadata = orbax_store.StoreMetadata(
-                weights_digest=fingerprint.weights_digest(files, progress=progress),
-                dtype=tensors.stored_dtype,
-                tied=tensors.config.tie_word_embeddings,
-            )
+            digest = fingerprint.weights_digest(files, progress=progress)
             params = tensors.load(tensors.stored_dtype, None, progress)
         for pattern in _COPIED:
             for path in source.glob(pattern):
                 if path.name not in (INDEX_NAME, fingerprint.CACHE_NAME):
                     shutil.copyfile(path, partial / path.name)
-        orbax_store.save(partial, params, metadata)
+        orbax_store.save(
+            partial,
+            params,
+            weights_digest=digest,
+            dtype=tensors.stored_dtype,
+            tied=tensors.config.tie_word_embeddings,
+        )
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

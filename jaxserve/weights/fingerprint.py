@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,27 @@ from jaxserve.weights.safetensors import TensorFiles
 
 CACHE_NAME = ".jaxserve-fingerprint.json"
 _FORMAT = 1
+_CHUNK_BYTES = 8 << 20
 
 
 def weights_digest(files: TensorFiles, *, progress: bool = False) -> str:
     """Hex digest of all tensors of a checkpoint, from the cache if its files are unchanged."""
-    stamps = {path.name: _stamp(path) for path in files.paths}
-    places = _cache_paths(files.folder)
+    return _cached(files.folder, files.paths, lambda: _hash_tensors(files, progress))
+
+
+def files_digest(folder: Path, paths: Sequence[Path], *, progress: bool = False) -> str:
+    """Hex digest of names and bytes of files below `folder`, from the cache if unchanged."""
+    return _cached(folder, paths, lambda: _hash_files(folder, paths, progress))
+
+
+def _cached(folder: Path, paths: Sequence[Path], compute: Callable[[], str]) -> str:
+    stamps = {path.relative_to(folder).as_posix(): _stamp(path) for path in paths}
+    places = _cache_paths(folder)
     for place in places:
         cached = _read_cache(place)
         if cached.get("format") == _FORMAT and cached.get("files") == stamps:
             return str(cached["digest"])
-    digest = _compute(files, progress)
+    digest = compute()
     entry = {"format": _FORMAT, "digest": digest, "files": stamps}
     for place in places:
         if _write_cache(place, entry):
@@ -38,21 +49,39 @@ def weights_digest(files: TensorFiles, *, progress: bool = False) -> str:
     return digest
 
 
-def _compute(files: TensorFiles, progress: bool) -> str:
+def _hash_tensors(files: TensorFiles, progress: bool) -> str:
     whole = blake3.blake3()
-    total = sum(info.num_bytes for info in files.infos.values())
-    with tqdm(
-        total=total, desc="Hashing weights", unit="B", unit_scale=True, disable=not progress
-    ) as bar:
+    with _bar(sum(info.num_bytes for info in files.infos.values()), progress) as bar:
         for name in sorted(files.infos):
             info = files.infos[name]
             one = blake3.blake3(max_threads=blake3.blake3.AUTO)
             for chunk in files.chunks(name):
-                one.update(memoryview(chunk))
+                one.update(chunk.data)
                 bar.update(len(chunk))
             about = json.dumps([name, info.dtype, info.shape]).encode()
             whole.update(len(about).to_bytes(8, "little") + about + one.digest())
     return whole.hexdigest()
+
+
+def _hash_files(folder: Path, paths: Sequence[Path], progress: bool) -> str:
+    whole, buffer = blake3.blake3(), bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    with _bar(sum(path.stat().st_size for path in paths), progress) as bar:
+        for path in sorted(paths):
+            one = blake3.blake3(max_threads=blake3.blake3.AUTO)
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    one.update(view[:count])
+                    bar.update(count)
+            about = path.relative_to(folder).as_posix().encode()
+            whole.update(len(about).to_bytes(8, "little") + about + one.digest())
+    return whole.hexdigest()
+
+
+def _bar(total: int, progress: bool) -> Any:
+    return tqdm(
+        total=total, desc="Hashing weights", unit="B", unit_scale=True, disable=not progress
+    )
 
 
 def _stamp(path: Path) -> list[int]:

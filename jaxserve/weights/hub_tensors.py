@@ -70,11 +70,12 @@ class HubTensors:
         if sharding.is_fully_replicated or spec.axes[0].name == "layers":
             value = self._read(spec, weight, layer, dtype)
             return jax.block_until_ready(jax.device_put(value, sharding))
+        everything = tuple(slice(0, size) for size in spec.shape)
         return jax.block_until_ready(
             jax.make_array_from_callback(
                 spec.shape,
                 sharding,
-                lambda index: self._read_part(spec, weight, layer, dtype, index),
+                lambda index: self._read_part(spec, weight, layer, dtype, index or everything),
             )
         )
 
@@ -121,12 +122,9 @@ class HubTensors:
         if not source.fused:
             return source.name, slice(None), info.shape
         suffix = "_bias" if weight.endswith("_bias") else ""
-        start = 0
-        for other in source.fused:
-            count = self._shape(other + suffix)[0]
-            if other + suffix == weight:
-                break
-            start += count
+        before = source.fused[: source.fused.index(weight.removesuffix("_bias"))]
+        start = sum(self._shape(other + suffix)[0] for other in before)
+        count = self._shape(weight)[0]
         return source.name, slice(start, start + count), (count, *info.shape[1:])
 
     def _shape(self, weight: str) -> tuple[int, ...]:

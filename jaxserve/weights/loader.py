@@ -76,7 +76,9 @@ def load_checkpoint(
         stored = orbax_store.read_metadata(folder)
         config = dataclasses.replace(config, tie_word_embeddings=stored.tied)
         dtype = _compute_dtype(dtype, values, stored.dtype)
-        params = orbax_store.restore(folder, param_specs(config), dtype, mesh)
+        params = orbax_store.restore(
+            folder, param_specs(config), stored, dtype, mesh, progress=progress
+        )
         digest = stored.weights_digest
     else:
         with TensorFiles(folder) as files:

@@ -128,7 +128,7 @@ class TensorFiles:
         return DTYPES[info.dtype]
 
     def _fill(self, info: TensorInfo, position: int, target: np.ndarray) -> None:
-        view, done = memoryview(target), 0
+        view, done = target.data, 0
         while done < len(view):
             offset = info.offset + position + done
             count = os.preadv(self._files[info.path], [view[done:]], offset)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxserve.errors import WeightsError
@@ -51,7 +52,7 @@ def test_tokenizer_and_template_come_along(converted):
     copied = {p.name for p in converted.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json"} <= copied
     assert {"chat_template.jinja", "tokenizer_config.json"} <= copied
-    assert not any(name.endswith(".safetensors") or name.startswith(".") for name in copied)
+    assert not any(name.endswith(".safetensors") for name in copied)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -101,7 +102,9 @@ def test_config_that_does_not_fit_is_refused_by_tensor(converted, tmp_path):
     message = refusal(folder)
     assert "'embed'" in message and "(256, 64)" in message and "(300, 64)" in message
     path.write_text(json.dumps(values | {"num_hidden_layers": 3}))
-    assert "'layers/2/down' is missing" in refusal(folder)
+    assert "'layers.2.down' is missing" in refusal(folder)
+    path.write_text(json.dumps(values | {"tie_word_embeddings": True}))
+    assert load(folder).config.tie_word_embeddings is False  # as the tree was written
 
 
 def test_missing_tree_or_metadata_is_refused(converted, tmp_path):
@@ -124,4 +127,11 @@ def test_damaged_data_is_refused(converted, tmp_path):
     data = bytearray(largest.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
     largest.write_bytes(data)
-    assert "cannot be restored" in refusal(folder)
+    assert "orbax: is damaged" in refusal(folder)
+
+
+def test_other_readers_of_orbax_see_the_same_tree(converted):
+    restored = ocp.StandardCheckpointer().restore((converted / "orbax").resolve())
+    params = load(converted).params
+    np.testing.assert_array_equal(restored["embed"], params["embed"])
+    np.testing.assert_array_equal(restored["layers"][1]["down"], params["layers"][1]["down"])

@@ -65,9 +65,9 @@ def test_follows_names_and_the_config(folder):
 
 def test_is_computed_once_and_again_after_a_change(folder, monkeypatch):
     computed = []
-    original = fingerprint._compute
+    original = fingerprint._hash_tensors
     monkeypatch.setattr(
-        fingerprint, "_compute", lambda *args: (computed.append(1), original(*args))[1]
+        fingerprint, "_hash_tensors", lambda *args: (computed.append(1), original(*args))[1]
     )
     merge_shards(folder)
     first = fingerprint_of(folder)
@@ -96,7 +96,7 @@ def test_is_kept_elsewhere_if_the_folder_cannot_be_written(folder, monkeypatch, 
         first = fingerprint.weights_digest(files)
         assert sorted(p.name for p in folder.glob(".jaxserve*")) == []
         assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
-        monkeypatch.setattr(fingerprint, "_compute", lambda *args: pytest.fail("not cached"))
+        monkeypatch.setattr(fingerprint, "_hash_tensors", lambda *args: pytest.fail("not cached"))
         assert fingerprint.weights_digest(files) == first
 
 
