@@ -162,10 +162,11 @@ def phi3(f: Fields, context_len: int | None) -> DecoderConfig:
     """Fused projections; a window in every layer; Phi-4 too."""
     shape = sizes(f)
     f.get("original_max_position_embeddings")
+    f.expect(full_attn_mod=1, lm_head_bias=False)
     return build(
         f,
         shape,
-        ropes=read_rope(f, shape.head_dim, context_len=context_len),
+        ropes=read_rope(f, shape.head_dim, partial=1.0, context_len=context_len),
         windows=windows(f, [SLIDING] * shape.layers),
         norm=NormSpec(f.number("rms_norm_eps", 1e-5)),
         layout="phi3",
@@ -251,6 +252,29 @@ def hunyuan_dense(f: Fields, context_len: int | None) -> DecoderConfig:
     """Queries and keys normalised after rotation; `alpha` stretches the base once."""
     shape = sizes(f)
     bias = f.flag("attention_bias")
+    # Released configs carry the fields of a larger family; these must be the dense text model's.
+    f.expect(
+        norm_type=("rms", "hf_rms"),
+        use_cla=False,
+        use_qk_norm=True,
+        use_rotary_pos_emb=True,
+        attention_head_dim=shape.head_dim,
+        position_embedding_xdrope=False,
+        num_experts=(0, 1),
+    )
+    for unused in (
+        "cla_share_factor",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "add_classification_head",
+        "dense_list",
+        "anyres_pooling_size",
+        "max_image_size",
+    ):
+        f.get(unused)
     table = rope_parameters(f)
     alpha = table.get("alpha")
     if table.get("rope_type", table.get("type")) == "dynamic" and alpha:
@@ -275,9 +299,13 @@ def exaone4(f: Fields, context_len: int | None) -> DecoderConfig:
     shape = sizes(f)
     size = f.get("sliding_window", 4096)
     pattern = f.get("sliding_window_pattern", 4)
-    if type(pattern) is not int and pattern is not None:
-        f.refuse("sliding_window_pattern", f"is {pattern!r}; expected a number")
-    default = periodic(shape.layers, pattern or 4) if size is not None else None
+    if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
+        kinds = [FULL if pattern[i % len(pattern)] == "G" else SLIDING for i in range(shape.layers)]
+    elif type(pattern) is int and pattern > 0 or pattern is None:
+        kinds = periodic(shape.layers, pattern or 4)
+    else:
+        f.refuse("sliding_window_pattern", f"is {pattern!r}; expected a number, or L and G")
+    default = kinds if size is not None else None
     types = layer_types(f, shape.layers, default)
     rope = read_rope(f, shape.head_dim, context_len=context_len)
     norm = NormSpec(f.number("rms_norm_eps", 1e-5))

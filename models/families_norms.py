@@ -47,6 +47,7 @@ def gemma2(f: Fields, context_len: int | None) -> DecoderConfig:
     shape = sizes(f, kv_heads=4, head_dim=256)
     bias = f.flag("attention_bias")
     default = [SLIDING if i % 2 == 0 else FULL for i in range(shape.layers)]
+    f.get("sliding_window_size")  # the same number again, in released configs
     soft_cap = f.number("attn_logit_softcapping", 50.0)
     final_cap = f.number("final_logit_softcapping", 30.0)
     return build(
@@ -238,6 +239,7 @@ def hyperclovax(f: Fields, context_len: int | None) -> DecoderConfig:
 def cohere(f: Fields, context_len: int | None) -> DecoderConfig:
     """Parallel block, LayerNorm without bias, neighbours rotated."""
     shape = sizes(f)
+    _expect_cohere_block(f)
     norm = NormSpec(f.number("layer_norm_eps", 1e-5), centered=True)
     bias = f.flag("attention_bias")
     return build(
@@ -255,11 +257,25 @@ def cohere(f: Fields, context_len: int | None) -> DecoderConfig:
     )
 
 
+def _expect_cohere_block(f: Fields) -> None:
+    """Released configs state what the library takes for granted."""
+    f.expect(
+        position_embedding_type="rope_gptj",
+        rotary_pct=1.0,
+        use_gated_activation=True,
+        use_parallel_block=True,
+        order_of_interleaved_layers="local_attn_first",
+    )
+    for unused in ("use_parallel_embedding", "use_embedding_sharing"):
+        f.get(unused)
+
+
 def cohere2(f: Fields, context_len: int | None) -> DecoderConfig:
     """Cohere with window layers; the full ones have no positions."""
     shape = sizes(f)
     bias = f.flag("attention_bias")
-    pattern = f.integer("sliding_window_pattern", 4)
+    _expect_cohere_block(f)
+    pattern = f.integer("sliding_window_pattern", f.integer("layer_switch", 4))
     types = layer_types(f, shape.layers, periodic(shape.layers, pattern))
     rope = read_rope(f, shape.head_dim, interleaved=True, context_len=context_len)
     return build(

@@ -32,11 +32,14 @@ _HARMLESS = frozenset(
     attn_implementation attention_dropout hidden_dropout residual_dropout embedding_dropout
     resid_pdrop embd_pdrop hidden_dropout_prob attention_probs_dropout_prob classifier_dropout
     num_logits_to_keep logits_to_keep max_window_layers keys_to_ignore_at_inference
-    problem_type is_llama_config id2label label2id num_nextn_predict_layers
+    problem_type is_llama_config id2label label2id num_nextn_predict_layers temperature
     router_aux_loss_coef output_attentions output_hidden_states use_flash_attn
     bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id eod_token_id
     decoder_start_token_id image_token_id unk_token_id""".split()
 )
+
+_HINTS = ("_", "fuse_", "fused_", "use_flash", "flash_")
+"""Beginnings of names that are private, or say which implementation to use."""
 
 
 class Fields:
@@ -94,6 +97,15 @@ class Fields:
             self.refuse(name, f"is {value!r}; supported are {', '.join(choices)}")
         return choices[value]
 
+    def expect(self, **allowed: Any) -> None:
+        """Fields that may be left out, or have this one value (or one of a tuple of values)."""
+        for name, values in allowed.items():
+            values = values if isinstance(values, tuple) else (values,)
+            value = self.get(name)
+            if value is not None and value not in values:
+                options = " or ".join(repr(x) for x in values)
+                self.refuse(name, f"is {_short(value)}; only {options} is supported")
+
     def table(self, name: str) -> dict[str, Any]:
         """A nested object; null and missing are empty."""
         return self._checked(name, {}, "an object", lambda v: isinstance(v, dict))
@@ -114,7 +126,7 @@ class Fields:
         """Raise for a field that was not asked for and may change what the model computes."""
         ignored = []
         for name, value in self._values.items():
-            if name in self._asked or name in _HARMLESS or name.startswith("_"):
+            if name in self._asked or name in _HARMLESS or name.startswith(_HINTS):
                 continue
             if _is_neutral(name, value):
                 continue

@@ -52,14 +52,15 @@ def read_rope(
     *,
     table: Mapping[str, Any] | None = None,
     theta: float = 10000.0,
-    partial: float = 1.0,
+    partial: float | None = None,
     interleaved: bool = False,
     context_len: int | None = None,
 ) -> RopeSpec:
     """The rotary embedding of the layers whose rope object is `table` (default: the only one).
 
     Args:
-        theta, partial: the family's defaults for base and rotated part of a head.
+        theta: the family's default base.
+        partial: the family's default for the rotated part of a head; None: it rotates all of it.
         context_len: longest sequence that will be served (default: the model's).
     """
     table = rope_parameters(f) if table is None else dict(table)
@@ -69,10 +70,12 @@ def read_rope(
         rope.refuse(unknown[0], "is not a known rope parameter")
     kind = rope.choice("rope_type" if "rope_type" in rope else "type", _KINDS, "default")
     theta = rope.number("rope_theta", f.number("rope_theta", theta))
-    partial = rope.number("partial_rotary_factor", f.number("partial_rotary_factor", partial))
-    if theta <= 0 or not 0 < partial <= 1:
-        f.refuse("partial_rotary_factor", f"is {partial} with rope_theta {theta}")
-    dim = int(head_dim * partial)
+    part = rope.number("partial_rotary_factor", f.number("partial_rotary_factor", partial or 1.0))
+    if theta <= 0:
+        f.refuse("rope_theta", f"is {theta}; expected a positive number")
+    if not 0 < part <= 1 or (partial is None and part != 1):
+        f.refuse("partial_rotary_factor", f"is {part}, which this architecture does not support")
+    dim = int(head_dim * part)
     if dim < 1 or dim + dim % 2 > head_dim:
         f.refuse("head_dim", f"is {head_dim}: rope needs an even number of rotated entries")
     max_len = f.integer("max_position_embeddings")

@@ -32,6 +32,8 @@ LLAMA = {
         ("partial_rotary_factor", 1.5),
         ("quantization_config", {"quant_method": "fp8"}),
         ("clip_qkv", 8.0),
+        ("partial_rotary_factor", 0.5),
+        ("attention_temperature", 2),
         ("attn_logit_softcapping", 50.0),
         ("sliding_window", 4096),
         ("num_local_experts", 8),
@@ -67,6 +69,12 @@ def test_unsupported_or_malformed_field_is_refused_by_name(field, value):
         {"sliding_window": None, "rope_scaling": None, "quantization_config": None},
         {"rope_interleaved": False, "residual_multiplier": 1.0, "num_local_experts": 0},
         {"unsloth_fixed": True, "transformers.js_config": {"dtype": "q4"}, "_name_or_path": "x/y"},
+        {
+            "temperature": 1.0,
+            "top_k": 50,
+            "use_flash_attention": True,
+            "chunk_size_feed_forward": 0,
+        },
         {"max_window_layers": 28, "head_dim": None, "layer_types": ["full_attention"] * 2},
     ],
 )
@@ -79,6 +87,39 @@ def test_unknown_architecture_is_refused_with_the_known_ones():
         read_config(LLAMA | {"architectures": ["NopeForCausalLM"]})
     with pytest.raises(WeightsError, match="field 'architectures'"):
         read_config({k: v for k, v in LLAMA.items() if k != "architectures"})
+
+
+@pytest.mark.parametrize(
+    "architecture, extra",
+    [
+        ("Gemma2ForCausalLM", {"sliding_window_size": 4096, "cache_implementation": "hybrid"}),
+        (
+            "Cohere2ForCausalLM",
+            {
+                "layer_switch": 4,
+                "order_of_interleaved_layers": "local_attn_first",
+                "position_embedding_type": "rope_gptj",
+                "rotary_pct": 1.0,
+                "use_embedding_sharing": True,
+                "use_gated_activation": True,
+                "use_parallel_block": True,
+                "use_parallel_embedding": False,
+            },
+        ),
+        ("Phi3ForCausalLM", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}),
+        ("InternLM3ForCausalLM", {"bias": False, "qkv_bias": False}),
+        ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLLG"}),
+    ],
+)
+def test_what_released_configs_say_beside_the_library_is_understood(architecture, extra):
+    values = LLAMA | {"architectures": [architecture], "rms_norm_eps": None}
+    assert read_config(values | extra) == read_config(values)
+
+
+def test_a_released_field_with_another_value_is_refused():
+    values = LLAMA | {"architectures": ["Cohere2ForCausalLM"], "use_parallel_block": False}
+    with pytest.raises(WeightsError, match="'use_parallel_block' is False; only True is supported"):
+        read_config(values)
 
 
 def test_layer_caches_group_by_window():
