@@ -1,6 +1,7 @@
 """What the handlers of one server share: the bridge, the tokenizer, limits, the model's name."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from jaxserve.server.bridge import EngineBridge
 from jaxserve.server.openai import SamplingFields
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams
+
+WARMUP_MESSAGES = ({"role": "user", "content": "Hello"},)
+"""Rendered once at start: the first client need not wait until the template is compiled."""
 
 LONG_TEXT_CHARS = 8192
 """Longer texts are tokenised in a thread, so that other streams go on."""
@@ -33,6 +37,9 @@ class Context:
     @classmethod
     def of_engine(cls, engine: EngineLike) -> "Context":
         """Take over an engine; needs a running event loop."""
+        if engine.tokenizer.has_chat_template:
+            with contextlib.suppress(RequestError):  # some templates refuse this message
+                engine.tokenizer.encode_chat(WARMUP_MESSAGES)
         return cls(
             tokenizer=engine.tokenizer,
             limits=limits_of(engine),

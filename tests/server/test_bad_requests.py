@@ -287,8 +287,12 @@ def test_a_bug_in_a_handler_is_a_500_with_a_request_id_only(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise ValueError("secret detail")
 
-    monkeypatch.setattr(engine.tokenizer, "render_chat", broken)
-    (response,) = ask(serve, engine, {"url": CHAT, "json": {"messages": USER}})
+    async def main() -> httpx.Response:
+        async with serve(engine) as http:
+            monkeypatch.setattr(engine.tokenizer, "render_chat", broken)
+            return await http.post(CHAT, json={"messages": USER})
+
+    response = asyncio.run(main())
     error = check_error(response, 500)
     assert "secret" not in response.text
     assert response.headers["x-request-id"] in error["message"]
