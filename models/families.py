@@ -79,8 +79,10 @@ def ministral(f: Fields, context_len: int | None) -> DecoderConfig:
 def ministral3(f: Fields, context_len: int | None) -> DecoderConfig:
     """Queries grow with the logarithm of their position beyond the original context."""
     shape = sizes(f, kv_heads=8, head_dim=128)
-    rope = Fields(rope_parameters(f), f"{f.origin}: rope parameters")
+    table = rope_parameters(f)
+    rope = Fields(table, f"{f.origin}: rope parameters")
     beta, query_scale = rope.optional_number("llama_4_scaling_beta"), None
+    table.pop("llama_4_scaling_beta", None)
     if beta is not None:
         period = rope.integer("original_max_position_embeddings")
         query_scale = QueryScaleSpec(beta, period)
@@ -88,7 +90,7 @@ def ministral3(f: Fields, context_len: int | None) -> DecoderConfig:
     return build(
         f,
         shape,
-        ropes=read_rope(f, shape.head_dim, theta=1e6, context_len=context_len),
+        ropes=read_rope(f, shape.head_dim, table=table, theta=1e6, context_len=context_len),
         query_scale=query_scale,
         windows=windows(f, [SLIDING] * shape.layers),
         norm=NormSpec(f.number("rms_norm_eps", 1e-5)),
@@ -276,9 +278,11 @@ def hunyuan_dense(f: Fields, context_len: int | None) -> DecoderConfig:
     ):
         f.get(unused)
     table = rope_parameters(f)
-    alpha = table.get("alpha")
+    rope = Fields(table, f"{f.origin}: rope parameters")
+    alpha = rope.number("alpha", 0.0)
+    table.pop("alpha", None)
     if table.get("rope_type", table.get("type")) == "dynamic" and alpha:
-        theta = table.get("rope_theta", f.number("rope_theta", 10000.0))
+        theta = rope.number("rope_theta", f.number("rope_theta", 10000.0))
         stretched = theta * alpha ** (shape.head_dim / (shape.head_dim - 2))
         table = {"rope_type": "default", "rope_theta": stretched}
     return build(

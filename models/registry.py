@@ -46,11 +46,15 @@ ARCHITECTURES: dict[str, Reader] = {
     "StableLmForCausalLM": families_norms.stablelm,
 }
 
-TEXT_OF: dict[str, str] = {
-    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
-    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+IMAGE_TEXT_ARCHITECTURES = ("Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration")
+"""Image and text models that are served without their image half."""
+
+TEXT_MODEL_TYPES: dict[str, str] = {
+    "gemma3_text": "Gemma3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
 }
-"""Image and text models of which the text half, under `text_config`, is one of the above."""
+"""`model_type` of such a model's `text_config` -> the architecture of its text half."""
 
 
 def read_config(
@@ -70,13 +74,9 @@ def read_config(
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise WeightsError(f"{origin}: field 'architectures' is {names!r}; expected one name")
     name = names[0]
-    if name in TEXT_OF and isinstance(values.get("text_config"), dict):
-        text = dict(values["text_config"])
-        for key in ("eos_token_id", "tie_word_embeddings", "quantization_config"):
-            if key in values:
-                text.setdefault(key, values[key])
-        name = TEXT_OF[name]
-        values = text | {"architectures": [name]}
+    if name in IMAGE_TEXT_ARCHITECTURES:
+        values = _text_half(values, origin)
+        name = values["architectures"][0]
     if name not in ARCHITECTURES:
         raise WeightsError(
             f"{origin}: architecture {name!r} is not supported; supported are "
@@ -86,3 +86,19 @@ def read_config(
     config = ARCHITECTURES[name](fields, context_len)
     fields.refuse_leftovers()
     return config
+
+
+def _text_half(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The fields of the language model inside an image and text model."""
+    text = values.get("text_config")
+    if not isinstance(text, dict):
+        raise WeightsError(f"{origin}: field 'text_config' is {text!r}; expected an object")
+    kind = text.get("model_type")
+    if kind not in TEXT_MODEL_TYPES:
+        raise WeightsError(
+            f"{origin}: field 'text_config.model_type' is {kind!r}; supported are "
+            + ", ".join(TEXT_MODEL_TYPES)
+        )
+    shared = ("eos_token_id", "tie_word_embeddings", "quantization_config")
+    outer = {name: values[name] for name in shared if name in values}
+    return outer | text | {"architectures": [TEXT_MODEL_TYPES[kind]]}

@@ -32,8 +32,7 @@ _KINDS = {
 _KNOWN_KEYS = frozenset(
     """rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings
     max_position_embeddings attention_factor beta_fast beta_slow short_factor long_factor
-    low_freq_factor high_freq_factor mscale mscale_all_dim truncate alpha mrope_section
-    llama_4_scaling_beta finetuned""".split()
+    low_freq_factor high_freq_factor mscale mscale_all_dim truncate mrope_section""".split()
 )
 
 

@@ -157,6 +157,33 @@ def test_gemma3_fields_left_out_take_the_values_of_the_family():
     assert config.eos_token_ids == (1, 106) and config.tie_word_embeddings
 
 
+@pytest.mark.parametrize(
+    "kind, architecture",
+    [("mistral", "MistralForCausalLM"), ("ministral3", "Ministral3ForCausalLM")],
+)
+def test_text_half_of_an_image_model_is_what_its_own_type_says(kind, architecture):
+    rope = {"rope_type": "linear", "factor": 2.0}
+    text = {**LLAMA, "model_type": kind, "num_key_value_heads": 2}
+    del text["architectures"]
+    if kind == "ministral3":
+        rope |= {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64}
+    values = {"architectures": ["Mistral3ForConditionalGeneration"], "vision_config": {}}
+    config = read_config(values | {"text_config": text | {"rope_parameters": rope}})
+    assert config.architecture == architecture
+    assert (config.layers[0].query_scale is not None) == (kind == "ministral3")
+    with pytest.raises(WeightsError, match="'text_config.model_type' is 'other'"):
+        read_config(values | {"text_config": text | {"model_type": "other"}})
+    with pytest.raises(WeightsError, match="field 'text_config' is None"):
+        read_config(values)
+
+
+@pytest.mark.parametrize("key", ["llama_4_scaling_beta", "alpha"])
+def test_rope_parameters_of_another_family_are_refused(key):
+    rope = {"rope_type": "linear", "factor": 2.0, key: 0.1}
+    with pytest.raises(WeightsError, match=f"rope parameters: field '{key}'"):
+        read_config(LLAMA | {"rope_parameters": rope})
+
+
 def test_smollm3_leaves_every_fourth_layer_without_positions():
     values = LLAMA | {"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 8}
     config = read_config(values)
