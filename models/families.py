@@ -1,19 +1,10 @@
-"""Readers of config.json for the families that keep Llama's layout: pre-norm, RMS, gated MLP.
+"""Readers of config.json for the families that keep Llama's block: RMS norm before, gated MLP.
 
-Each reader is what the family's config, and the facts that no config states, come to. Readers of
-the families with other norms or blocks are in `families_norms`.
+Each reader is what the family's config, and the facts that no config states, come to. Families
+with other norms are in `families_post_norm` and `families_layer_norm`.
 """
 
-from jaxserve.models.build import (
-    FULL,
-    SLIDING,
-    activation,
-    build,
-    layer_types,
-    periodic,
-    sizes,
-    windows,
-)
+from jaxserve.models.build import FULL, SLIDING, activation, build, layer_types, sizes, windows
 from jaxserve.models.config import DecoderConfig, NormSpec, QueryScaleSpec
 from jaxserve.models.fields import Fields
 from jaxserve.models.rope import read_rope, rope_parameters
@@ -295,32 +286,4 @@ def hunyuan_dense(f: Fields, context_len: int | None) -> DecoderConfig:
         qkv_bias=bias,
         o_bias=bias,
         layout="hunyuan",
-    )
-
-
-def exaone4(f: Fields, context_len: int | None) -> DecoderConfig:
-    """Post-norm, and positions only in window layers (in all, if there is no window)."""
-    shape = sizes(f)
-    size = f.get("sliding_window", 4096)
-    pattern = f.get("sliding_window_pattern", 4)
-    if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
-        kinds = [FULL if pattern[i % len(pattern)] == "G" else SLIDING for i in range(shape.layers)]
-    elif type(pattern) is int and pattern > 0 or pattern is None:
-        kinds = periodic(shape.layers, pattern or 4)
-    else:
-        f.refuse("sliding_window_pattern", f"is {pattern!r}; expected a number, or L and G")
-    default = kinds if size is not None else None
-    types = layer_types(f, shape.layers, default)
-    rope = read_rope(f, shape.head_dim, context_len=context_len)
-    norm = NormSpec(f.number("rms_norm_eps", 1e-5))
-    return build(
-        f,
-        shape,
-        ropes=[rope if size is None or kind == SLIDING else None for kind in types],
-        windows=windows(f, types, 4096),
-        norm=norm,
-        pre_norm=False,
-        post_norm=True,
-        qk_norm=norm,
-        layout="post_norm",
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxserve.errors import WeightsError
-from jaxserve.models import families, families_norms
+from jaxserve.models import families, families_layer_norm, families_post_norm
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.fields import Fields
 
@@ -27,23 +27,23 @@ ARCHITECTURES: dict[str, Reader] = {
     "HeliumForCausalLM": families.helium,
     "CwmForCausalLM": families.cwm,
     "HunYuanDenseV1ForCausalLM": families.hunyuan_dense,
-    "Exaone4ForCausalLM": families.exaone4,
-    "GemmaForCausalLM": families_norms.gemma,
-    "Gemma2ForCausalLM": families_norms.gemma2,
-    "Gemma3ForCausalLM": families_norms.gemma3,
-    "GlmForCausalLM": families_norms.glm,
-    "Glm4ForCausalLM": families_norms.glm4,
-    "OlmoForCausalLM": families_norms.olmo,
-    "Olmo2ForCausalLM": families_norms.olmo2,
-    "Olmo3ForCausalLM": families_norms.olmo3,
-    "HyperCLOVAXForCausalLM": families_norms.hyperclovax,
-    "CohereForCausalLM": families_norms.cohere,
-    "Cohere2ForCausalLM": families_norms.cohere2,
-    "Starcoder2ForCausalLM": families_norms.starcoder2,
-    "NemotronForCausalLM": families_norms.nemotron,
-    "Jais2ForCausalLM": families_norms.jais2,
-    "PhiForCausalLM": families_norms.phi,
-    "StableLmForCausalLM": families_norms.stablelm,
+    "Exaone4ForCausalLM": families_post_norm.exaone4,
+    "GemmaForCausalLM": families_post_norm.gemma,
+    "Gemma2ForCausalLM": families_post_norm.gemma2,
+    "Gemma3ForCausalLM": families_post_norm.gemma3,
+    "GlmForCausalLM": families_post_norm.glm,
+    "Glm4ForCausalLM": families_post_norm.glm4,
+    "OlmoForCausalLM": families_layer_norm.olmo,
+    "Olmo2ForCausalLM": families_post_norm.olmo2,
+    "Olmo3ForCausalLM": families_post_norm.olmo3,
+    "HyperCLOVAXForCausalLM": families_post_norm.hyperclovax,
+    "CohereForCausalLM": families_layer_norm.cohere,
+    "Cohere2ForCausalLM": families_layer_norm.cohere2,
+    "Starcoder2ForCausalLM": families_layer_norm.starcoder2,
+    "NemotronForCausalLM": families_layer_norm.nemotron,
+    "Jais2ForCausalLM": families_layer_norm.jais2,
+    "PhiForCausalLM": families_layer_norm.phi,
+    "StableLmForCausalLM": families_layer_norm.stablelm,
 }
 
 IMAGE_TEXT_ARCHITECTURES = ("Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration")
