@@ -28,6 +28,7 @@ SOURCES = ("native.cc", "kernels.inc")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
+INSTRUCTIONS = ("none", "avx2", "avx512", "avx512_bf16")
 TARGETS = ("jaxserve_linear", "jaxserve_attention")
 
 
@@ -46,8 +47,8 @@ class _Unavailable(Exception):
 def load() -> Native:
     """Build if need be, load and register, once in a process; says so in the log, once."""
     try:
-        library = ctypes.CDLL(str(_library_path()))
-        instructions = _select(library, 0)
+        library = ctypes.CDLL(str(library_path()))
+        instructions = use_instructions(library)
         if instructions == "none":
             raise _Unavailable("this CPU has no AVX2")
         for target in TARGETS:
@@ -61,14 +62,14 @@ def load() -> Native:
     return Native(True, instructions)
 
 
-def _select(library: ctypes.CDLL, most: int) -> str:
-    """Set the instruction set: the best there is, or at most number `most`."""
+def use_instructions(library: ctypes.CDLL, most: int = 0) -> str:
+    """Run on the best instruction set there is, or at most on INSTRUCTIONS[most]; returns which."""
     library.jaxserve_select.restype = ctypes.c_char_p
     library.jaxserve_select.argtypes = [ctypes.c_int]
     return library.jaxserve_select(most).decode()
 
 
-def _library_path() -> Path:
+def library_path() -> Path:
     """The compiled library, built now unless the cache has it."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         raise _Unavailable(f"there are none for {sys.platform} on {os.uname().machine}")

@@ -95,7 +95,7 @@ inline void store(uint16_t* p, float x) { *p = to_bfloat16(x); }
 
 namespace {
 
-constexpr const char* kNames[] = {"none", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kNames[] = {"none", "avx2", "avx512", "avx512_bf16"};  // as in build.py
 
 int supported_level() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;

@@ -1,0 +1,244 @@
+"""The C++ CPU kernels against float64, for every instruction set that this machine has."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.pallas_kernels.cpu import build, ops
+from jaxserve.pallas_kernels.paged_attention import api, cpu_native, reference
+from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec
+from tests.pallas_kernels.oracle import attention, make_case
+from tests.pallas_kernels.test_reference import BATCHES, FEATURES
+
+TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
+DEPTHS = (1, 7, 16, 33, 200)
+OUTPUTS = (1, 3, 4, 70)
+
+
+@pytest.fixture(params=build.INSTRUCTIONS[1:])
+def instructions(request):
+    """Each instruction set in turn; the best one again afterwards."""
+    native = build.load()
+    if not native.available:
+        pytest.skip(f"no native CPU kernels: {native.detail}")
+    library = ctypes.CDLL(str(build.library_path()))
+    if build.use_instructions(library, build.INSTRUCTIONS.index(request.param)) != request.param:
+        pytest.skip(f"this CPU has no {request.param}")
+    yield request.param
+    build.use_instructions(library)
+
+
+@pytest.fixture
+def best():
+    native = build.load()
+    if not native.available:
+        pytest.skip(f"no native CPU kernels: {native.detail}")
+
+
+def operands(dtype):
+    rng = np.random.default_rng(0)
+    xs = [jnp.asarray(rng.standard_normal((17, d)), dtype) for d in DEPTHS]
+    ws = [tuple(jnp.asarray(rng.standard_normal((o, d)), dtype) for o in OUTPUTS) for d in DEPTHS]
+    return xs, ws
+
+
+@partial(jax.jit, static_argnums=2)
+def all_products(xs, ws, out_dtype):
+    return [ops.products(x, w, jnp.dtype(out_dtype)) for x, w in zip(xs, ws, strict=True)]
+
+
+# Relative to the sum of magnitudes: float32 summation, and what rounding the result to 8 bits adds.
+@pytest.mark.parametrize(
+    ("dtype", "out_dtype", "tolerance"),
+    [("float32", "float32", 5e-7), ("bfloat16", "float32", 5e-7), ("bfloat16", "bfloat16", 4e-3)],
+)
+def test_products_match_float64_and_do_not_depend_on_the_batch(
+    instructions, dtype, out_dtype, tolerance
+):
+    xs, ws = operands(dtype)
+    whole = [[np.asarray(y, np.float32) for y in ys] for ys in all_products(xs, ws, out_dtype)]
+    for x, w_of_x, y_of_x in zip(xs, ws, whole, strict=True):
+        for w, y in zip(w_of_x, y_of_x, strict=True):
+            x64, w64 = np.asarray(x, np.float64), np.asarray(w, np.float64)
+            error = np.abs(y - x64 @ w64.T) / (np.abs(x64) @ np.abs(w64).T)
+            assert error.max() <= tolerance
+    for num_rows in range(1, 17):
+        for begin in (0, 17 - num_rows):
+            part = [x[begin : begin + num_rows] for x in xs]
+            for ys, y_of_x in zip(all_products(part, ws, out_dtype), whole, strict=True):
+                for y, expected in zip(ys, y_of_x, strict=True):
+                    y = np.asarray(y, np.float32)
+                    np.testing.assert_array_equal(y, expected[begin : begin + num_rows])
+
+
+def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
+    calls = []
+
+    def fallback(x_td, weights, out_dtype):
+        calls.append(x_td.shape[0])
+        return tuple(jnp.zeros((x_td.shape[0], w.shape[0]), out_dtype) for w in weights)
+
+    products = ops.products_or(fallback)
+    assert products is ops.products_or(fallback)  # a static argument: another would trace again
+    w = jnp.ones((3, 8), jnp.float16)
+    products(w[:2], (w,), jnp.dtype(jnp.float16))
+    many = jnp.ones((ops.MAX_ROWS + 1, 8), jnp.float32)
+    products(many, (w.astype(jnp.float32),), jnp.dtype(jnp.float32))
+    assert calls == [2, ops.MAX_ROWS + 1]
+    (y,) = products(many[1:], (w.astype(jnp.float32),), jnp.dtype(jnp.float32))
+    assert calls[2:] == [] and (np.asarray(y) == 8).all()
+
+
+@partial(jax.jit, static_argnums=3)
+def attend(q, pool, rows, spec):
+    return cpu_native.ragged_paged_attention(q, pool, rows, spec)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("batch", ["one decode", "ragged decodes", "mixed and padded"])
+def test_attention_matches_float64(instructions, batch: str, feature: str):
+    spec = AttentionSpec(scale=0.3, num_layers=3, layer=1, **FEATURES[feature])
+    sizes = dict(num_q=6, num_kv=2, head_dim=20, page_size=16, table_width=32)
+    case = make_case(np.random.default_rng(0), **BATCHES[batch], spec=spec, **sizes)
+    q, pool = jnp.asarray(case.q_tqh), jnp.asarray(case.pool_rkph)
+    out = np.asarray(attend(q, pool, case.rows, spec))
+    assert np.isfinite(out).all()
+    expected = attention(case, spec)
+    np.testing.assert_allclose(out[: case.num_tokens], expected, atol=2e-6)
+    bits = reference.to_storage(pool.astype(jnp.bfloat16), np.dtype(np.uint16))
+    half = np.asarray(attend(q.astype(jnp.bfloat16), bits, case.rows, spec), np.float32)
+    np.testing.assert_allclose(half[: case.num_tokens], expected, atol=0.04)
+
+
+@pytest.mark.parametrize("page_size", [1, 16, 48, 256])
+@pytest.mark.parametrize("heads", [(1, 1, 8), (14, 2, 72), (5, 1, 128)])
+def test_any_page_size_and_grouping(instructions, page_size: int, heads: tuple[int, int, int]):
+    num_q, num_kv, head_dim = heads
+    spec = AttentionSpec(scale=head_dim**-0.5, num_layers=2, layer=0)
+    case = make_case(
+        np.random.default_rng(page_size),
+        decode_lens=(3, 700, 129),
+        prefills=(),
+        spec=spec,
+        num_q=num_q,
+        num_kv=num_kv,
+        head_dim=head_dim,
+        page_size=page_size,
+        table_width=reference.table_width(768, page_size),
+    )
+    out = np.asarray(attend(jnp.asarray(case.q_tqh), jnp.asarray(case.pool_rkph), case.rows, spec))
+    np.testing.assert_allclose(out, attention(case, spec), atol=2e-6)
+
+
+def decode_case(dtype: str):
+    """A step of long and short rows, as arguments of `decode_attention`."""
+    spec = AttentionSpec(scale=0.2, num_layers=1, layer=0, window=900)
+    case = make_case(
+        np.random.default_rng(3),
+        decode_lens=(1500, 1, 300, 257, 1040),
+        prefills=(),
+        spec=spec,
+        num_q=4,
+        num_kv=2,
+        head_dim=32,
+        page_size=16,
+        table_width=96,
+    )
+    rows, q, pool = case.rows, jnp.asarray(case.q_tqh, dtype), jnp.asarray(case.pool_rkph, dtype)
+    return [q, reference.to_storage(pool, np.dtype(np.uint16)) if dtype == "bfloat16" else pool,
+            rows.page_table, rows.kv_len]  # fmt: skip
+
+
+def decode(q, pool, table, lens):
+    spec = dict(num_layers=1, layer=0, scale=0.2, window=900, soft_cap=None)
+    num = jnp.int32(q.shape[0])
+    return np.asarray(ops.decode_attention(q, pool, table, lens, num, **spec), np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_of_a_row_is_the_same_alone_and_in_a_batch(best, dtype):
+    q, pool, table, lens = decode_case(dtype)
+    whole = decode(q, pool, table, lens)
+    for row in range(q.shape[0]):
+        one = slice(row, row + 1)
+        alone = decode(q[one], pool, table[one], lens[one])
+        np.testing.assert_array_equal(alone[0], whole[row])
+
+
+def digest() -> str:
+    """Of the bits of some products and of one attention."""
+    build.load()
+    found = hashlib.sha256()
+    for dtype in ("float32", "bfloat16"):
+        rng = np.random.default_rng(0)
+        x, w = (jnp.asarray(rng.standard_normal((n, 1000)), dtype) for n in (5, 2000))
+        found.update(np.asarray(ops.products(x, (w, w[:77]), x.dtype)[0]).tobytes())
+        found.update(decode(*decode_case(dtype)).tobytes())
+    return found.hexdigest()
+
+
+def test_one_thread_gives_the_same_bits_as_several(best):
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from tests.pallas_kernels.test_cpu_native import digest; print(digest())"
+    )
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.strip() == digest(), run.stderr
+
+
+@pytest.fixture
+def fresh_load():
+    """`load` forgets, before and after: what it finds may differ from what the process has."""
+    build.load.cache_clear()
+    yield
+    build.load.cache_clear()
+
+
+def test_without_a_compiler_the_engine_serves_on_xla(fresh_load, monkeypatch, caplog):
+    from tests.parity.harness import drain, greedy, make_engine, tokens
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with caplog.at_level(logging.INFO, logger="jaxserve"):
+        engine = make_engine(TINY / "llama31-v0")
+    said = [r.getMessage() for r in caplog.records if "native" in r.getMessage()]
+    assert any("no C++ compiler" in message for message in said)
+    expected = np.load(TINY / "llama31-v0" / "expected.npz")
+    try:
+        engine.add(greedy("a", expected["input_ids"], 4))
+        assert tokens(drain(engine)["a"]) == expected["greedy"][:4].tolist()
+    finally:
+        engine.close()
+    with pytest.raises(ValueError, match="cpu_native"):
+        api.get_backend("cpu_native", native_cpu=False)
+
+
+def test_a_compiler_that_fails_is_a_reason_and_not_an_error(fresh_load, monkeypatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'cannot do that' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert build.load() == build.Native(False, "c++ failed: cannot do that")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is built elsewhere")
+def test_a_cache_folder_that_others_can_write_to_is_refused(fresh_load, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "jaxserve" / "native"
+    folder.mkdir(parents=True)
+    folder.chmod(0o770)
+    native = build.load()
+    assert not native.available and not os.listdir(folder)
