@@ -1,4 +1,4 @@
-"""Builds the `attend` callable that models call: pages and kernels on one side, layers on the other.
+"""Builds the `attend` callable that models call: between layers, and pages with their kernels.
 
 The cache that a model carries from layer to layer is the KV pool in its kernel view, one array per
 KV group. Under tensor parallelism each device keeps its own KV heads and attends with its own query
@@ -21,9 +21,7 @@ from jaxserve.sharding import TENSOR_AXIS
 from jaxserve.types import KVGroup
 
 Cache = tuple[jax.Array, ...]
-Attend = Callable[
-    [Cache, int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]
-]
+Attend = Callable[[Cache, int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]]
 
 
 def open_cache(pool: KVPool) -> Cache:

@@ -1,10 +1,10 @@
 """Exceptions that leave jaxserve.
 
     JaxserveError
-    +-- ConfigError     an option, or a combination of options, that cannot work  (also ValueError)
-    +-- WeightsError    a checkpoint that is broken, incomplete or not supported  (also ValueError)
-    +-- RequestError    one request that cannot be served; the others go on       (also ValueError)
-    +-- EngineDeadError the engine stopped and takes no more requests             (also RuntimeError)
+    +-- ConfigError     an option, or a combination of options, that cannot work  (a ValueError)
+    +-- WeightsError    a checkpoint that is broken, incomplete or not supported  (a ValueError)
+    +-- RequestError    one request that cannot be served; the others go on       (a ValueError)
+    +-- EngineDeadError the engine stopped and takes no more requests             (a RuntimeError)
 
 Each message says what was wrong, what was expected, and what to do about it.
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 MAX_LOGPROBS = 20
-"""Most alternatives per token that `logprobs` and `prompt_logprobs` can ask for (OpenAI's bound)."""
+"""Most alternatives a token that `logprobs` and `prompt_logprobs` can ask for (OpenAI's bound)."""
 
 MAX_LOGIT_BIAS = 300
 """Most entries of `logit_bias` (OpenAI's bound)."""

@@ -7,7 +7,6 @@ import pytest
 
 from jaxserve.pallas_kernels.paged_attention import reference
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec
-
 from tests.pallas_kernels.oracle import attention, make_case
 
 BATCHES = {
