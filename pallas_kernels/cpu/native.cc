@@ -22,8 +22,8 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int64_t kChunk = 128;        // keys between two updates of the softmax
-constexpr int64_t kSplit = 2 * kChunk;  // keys of one work item; a multiple of kChunk
+constexpr int64_t kChunk = 128;         // most keys between two updates of the softmax
+constexpr int64_t kSplit = 4 * kChunk;  // keys of one work item
 constexpr int64_t kBlockBytes = 64 << 10;
 constexpr int64_t kThreadBytes = 96 << 10;  // less than this is not worth waking a thread
 
@@ -41,7 +41,7 @@ struct Attention {
   const void* pool;
   const int32_t* table;
   int64_t num_kv, num_groups, head_dim, page_size, num_pages, table_width;
-  int64_t num_layers, layer, value_offset, acc_stride;
+  int64_t num_layers, layer, value_offset, acc_stride, chunk;
   float scale, soft_cap;
   bool is_bfloat16;
 
@@ -112,8 +112,8 @@ const Kernels& kernels() {
   return level == 3 ? avx512bf16::kKernels : level == 2 ? avx512::kKernels : avx2::kKernels;
 }
 
-// Runs body(i) for every i in [0, n), on this thread and on helpers from the pool. This thread takes
-// whatever no helper has begun, so a busy or empty pool delays nothing; it waits only for bodies that
+// Runs body(i) for every i in [0, n), on this thread and on helpers from the pool. This thread does
+// what no helper has begun, so a busy or empty pool delays nothing; it waits only for bodies that
 // are running.
 template <class Body>
 void parallel(ffi::ThreadPool& pool, int64_t num_threads, int64_t n, Body body) {
@@ -231,6 +231,7 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer kv,
   a.table_width = table.dimensions()[1];
   a.value_offset = a.num_kv * a.page_size * head_dim;
   a.acc_stride = (head_dim + 15) / 16 * 16;
+  a.chunk = a.is_bfloat16 ? kChunk : kChunk / 2;  // so that its keys and values stay in L1
   a.scale = scale;
   a.soft_cap = soft_cap;
   std::vector<float> wide;

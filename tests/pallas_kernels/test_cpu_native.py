@@ -108,8 +108,16 @@ def attend(q, pool, rows, spec):
 @pytest.mark.parametrize("batch", ["one decode", "ragged decodes", "mixed and padded"])
 def test_attention_matches_float64(instructions, batch: str, feature: str):
     spec = AttentionSpec(scale=0.3, num_layers=3, layer=1, **FEATURES[feature])
-    sizes = dict(num_q=6, num_kv=2, head_dim=20, page_size=16, table_width=32)
-    case = make_case(np.random.default_rng(0), **BATCHES[batch], spec=spec, **sizes)
+    case = make_case(
+        np.random.default_rng(0),
+        **BATCHES[batch],
+        spec=spec,
+        num_q=6,
+        num_kv=2,
+        head_dim=20,
+        page_size=16,
+        table_width=32,
+    )
     q, pool = jnp.asarray(case.q_tqh), jnp.asarray(case.pool_rkph)
     out = np.asarray(attend(q, pool, case.rows, spec))
     assert np.isfinite(out).all()
@@ -160,9 +168,19 @@ def decode_case(dtype: str):
 
 
 def decode(q, pool, table, lens):
-    spec = dict(num_layers=1, layer=0, scale=0.2, window=900, soft_cap=None)
-    num = jnp.int32(q.shape[0])
-    return np.asarray(ops.decode_attention(q, pool, table, lens, num, **spec), np.float32)
+    out = ops.decode_attention(
+        q,
+        pool,
+        table,
+        lens,
+        jnp.int32(q.shape[0]),
+        num_layers=1,
+        layer=0,
+        scale=0.2,
+        window=900,
+        soft_cap=None,
+    )
+    return np.asarray(out, np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
