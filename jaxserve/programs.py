@@ -32,6 +32,8 @@ COMPILE_STACK_BYTES = 64 << 20
 
 MAX_COMPILE_THREADS = 8
 
+_DECIDING_FLAGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_numpy_dtype_promotion")
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
@@ -71,7 +73,7 @@ class ProgramStore:
                 jax.__version__,
                 jax.default_backend(),
                 os.environ.get("XLA_FLAGS", ""),
-                repr((jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)),
+                repr([jax.config.values[name] for name in _DECIDING_FLAGS]),
             )
         )
 

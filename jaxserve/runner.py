@@ -6,7 +6,7 @@ each program and replaced by its outputs. Knows nothing of requests or policies.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -111,7 +111,7 @@ class StepProgram:
             outputs |= self._prompt_logprobs(params, state, batch, hidden_td)
         slot_r = jnp.where(batch.row_samples > 0, batch.row_slot, self.shape.num_slots)
         token_ids = state.token_ids.at[slot_r, batch.row_kv_len].set(token_r)
-        return pool, _replace(state, token_ids=token_ids), outputs
+        return pool, replace(state, token_ids=token_ids), outputs
 
     def _prompt_logprobs(
         self, params: Any, state: SlotState, batch: Batch, hidden_td: jax.Array
@@ -151,12 +151,7 @@ def _update_tables(state: SlotState, batch: Batch) -> SlotState:
     tables = state.page_tables.at[group, batch.update_slot, batch.update_index].set(
         batch.update_page, mode="drop"
     )
-    return _replace(state, page_tables=tables)
-
-
-def _replace(state: SlotState, **changes: jax.Array) -> SlotState:
-    names = SlotState.__dataclass_fields__
-    return SlotState(**{name: changes.get(name, getattr(state, name)) for name in names})
+    return replace(state, page_tables=tables)
 
 
 def _no_logprobs(rows: int, vocab_size: int) -> Logprobs:
@@ -186,7 +181,7 @@ def _logprobs(
 def _sampling_batch(state: SlotState, batch: Batch) -> SamplingBatch:
     floats = state.float_params[batch.row_slot]
     ints = state.int_params[batch.row_slot]
-    params = {name: floats[:, i] for i, name in enumerate(FLOAT_PARAMS)}
+    params: dict[str, Any] = {name: floats[:, i] for i, name in enumerate(FLOAT_PARAMS)}
     params |= {name: ints[:, i] for i, name in enumerate(INT_PARAMS)}
     return SamplingBatch(
         slot=batch.row_slot,

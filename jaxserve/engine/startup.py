@@ -73,12 +73,14 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     groups = group_layers(model.config.layer_caches)
     dtype = storage_dtype(jnp.dtype(model.dtype), jax.default_backend())
     config = _resolve(config, model, groups, dtype, name=config.model.model or EMBEDDED_MODEL_NAME)
-    num_pages = (config.cache.num_pages,) * len(groups)
+    max_len, pages_per_group = config.model.max_model_len, config.cache.num_pages
+    assert max_len is not None and pages_per_group is not None, "resolved just now"
+    num_pages = (pages_per_group,) * len(groups)
     shape = StateShape(
         num_slots=config.scheduler.max_num_seqs,
         num_groups=len(groups),
-        max_len=config.model.max_model_len,
-        table_width=table_width(config.model.max_model_len, config.cache.page_size),
+        max_len=max_len,
+        table_width=table_width(max_len, config.cache.page_size),
         vocab_size=model.config.vocab_size,
         page_size=config.cache.page_size,
     )
@@ -146,7 +148,7 @@ def compile_cache_dir(folder: str | None) -> Path | None:
 
 def use_compile_cache(folder: Path) -> None:
     """Point XLA's persistent compile cache at `folder`, unless the process already has one."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -73,7 +73,7 @@ def random_request(rng: random.Random, name: str) -> Request:
 def test_500_random_requests_compile_nothing_and_give_every_page_back(engine: Engine):
     compilations: list[str] = []
 
-    def listen(event: str, duration_s: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compilations.append(event)
 

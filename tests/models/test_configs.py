@@ -153,6 +153,7 @@ def test_gemma3_fields_left_out_take_the_values_of_the_family():
     )
     assert [x.window for x in config.layers[:6]] == [1024] * 5 + [None]
     local, full = config.layers[0].rope, config.layers[5].rope
+    assert local is not None and full is not None
     assert local.frequencies[0] == 1.0 and full.frequencies[0] == 0.125
     assert config.eos_token_ids == (1, 106) and config.tie_word_embeddings
 

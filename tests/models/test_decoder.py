@@ -1,6 +1,7 @@
 """The decoder by itself, over whole sequences, against outputs of the transformers library."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -79,14 +80,8 @@ def test_declared_shapes_are_those_of_random_weights():
 def test_random_weights_give_finite_logits_of_moderate_size():
     config = load_checkpoint(TINY / "gemma2-v1", "float32", progress=False).config
 
-    class Random:
-        pass
-
-    Random.config, Random.params = (
-        config,
-        init_params(decoder.param_specs(config), jax.random.key(1)),
-    )
-    logits_tv = full_logits(Random, np.arange(3, 40))
+    params = init_params(decoder.param_specs(config), jax.random.key(1))
+    logits_tv = full_logits(SimpleNamespace(config=config, params=params), np.arange(3, 40))
     assert np.isfinite(logits_tv).all() and 0.01 < logits_tv.std() < 20
 
 
