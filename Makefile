@@ -7,7 +7,7 @@ PYTHON_NEXT ?= python3.12
 JAX_NEXT ?= 0.11.2
 TESTS ?= tests
 
-.PHONY: demo test test-all lint bench parity train clean
+.PHONY: demo test test-all lint bench parity train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -37,6 +37,9 @@ parity: $(VENV)/.installed-dev
 
 train: $(VENV)/.installed-dev
 	$(BIN)/python -m jaxserve.embedded.train
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_configuration.py
 
 $(VENV)/.created:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"

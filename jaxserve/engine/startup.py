@@ -111,7 +111,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         num_pages=num_pages,
         page_size=shape.page_size,
         max_model_len=shape.max_len,
-        namespace_root=_namespace(model, groups, dtype, shape.page_size).root(),
+        namespace_root=_namespace(model, groups, dtype, shape.page_size, native_cpu).root(),
         enable_prefix_caching=config.cache.enable_prefix_caching,
         buckets=buckets,
     )
@@ -194,7 +194,11 @@ def _pool_shardings(
 
 
 def _namespace(
-    model: LoadedModel, groups: tuple[KVGroup, ...], dtype: np.dtype, page_size: int
+    model: LoadedModel,
+    groups: tuple[KVGroup, ...],
+    dtype: np.dtype,
+    page_size: int,
+    native_cpu: bool,
 ) -> Namespace:
     return Namespace(
         weights_fingerprint=model.fingerprint,
@@ -203,6 +207,7 @@ def _namespace(
         layout_version=LAYOUT_VERSION,
         page_size=page_size,
         kv_groups=groups,
+        numerics=f"{jax.default_backend()} {'native' if native_cpu else 'xla'}",
     )
 
 
