@@ -18,7 +18,6 @@ from jaxserve.embedded.tokenizer_training import BEGIN, END
 
 ANSWER_WEIGHT = 1.0  # short replies: what the model is for
 STORY_WEIGHT = 0.3  # long replies have many tokens and more than one right continuation
-TEXT_WEIGHT = 0.05  # what the user writes
 MAX_SHORT_REPLY = 60  # characters
 
 
@@ -32,6 +31,8 @@ class Phase:
         short_share: share of conversations that are not retrieval.
         short_weights: how often each of `tasks.SHORT_CHATS` comes.
         max_facts, max_questions: of one retrieval conversation; 3 at least while its length allows.
+        text_weight: of the tokens that the user writes, against 1 for those of a short reply.
+        same_kind_share: see `retrieval.make_facts`.
     """
 
     num_steps: int
@@ -41,6 +42,8 @@ class Phase:
     short_weights: tuple[float, ...]
     max_facts: int
     max_questions: int
+    text_weight: float
+    same_kind_share: float
 
     @property
     def num_tokens(self) -> int:
@@ -71,13 +74,15 @@ class Encoder:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[float]]:
+    def chat(
+        self, messages: Sequence[Message], text_weight: float = 0.0
+    ) -> tuple[list[int], list[float]]:
         """The rendered chat as tokens, and the weight of predicting each."""
         tokens, weights = [self._begin], [0.0]
         for message in messages:
             content, is_reply = message["content"], message["role"] == "assistant"
             ids = self._tokenizer.encode(content, add_special_tokens=False).ids
-            weight = TEXT_WEIGHT
+            weight = text_weight
             if is_reply:
                 weight = ANSWER_WEIGHT if len(content) <= MAX_SHORT_REPLY else STORY_WEIGHT
             tokens += [self._special[message["role"]], *ids, self._end]
@@ -93,7 +98,7 @@ class Encoder:
                 messages = tasks.short_chat(rng, phase.short_weights)
             else:
                 messages = self._retrieval(rng, phase, left)
-            more_tokens, more_weights = self.chat(messages)
+            more_tokens, more_weights = self.chat(messages, phase.text_weight)
             tokens += more_tokens
             weights += more_weights
         return tokens[: phase.row_tokens + 1], weights[: phase.row_tokens + 1]
@@ -104,7 +109,12 @@ class Encoder:
         num_facts = max(2, min(rng.randint(3, phase.max_facts), most))
         num_questions = max(1, min(rng.randint(3, phase.max_questions), num_facts, most))
         messages = tasks.retrieval_chat(
-            rng, num_tokens, num_facts, num_questions, self.count_tokens
+            rng,
+            num_tokens,
+            num_facts,
+            num_questions,
+            self.count_tokens,
+            phase.same_kind_share,
         )
         return tasks.with_system(rng, messages)
 

@@ -18,7 +18,7 @@ from jaxserve.models.registry import read_config
 from jaxserve.models.spec import Params
 
 NORM_EPS = 1e-5
-ROPE_THETA = 100_000.0
+ROPE_THETA = 500_000.0
 HIDDEN_SIZE = 128
 INTERMEDIATE_SIZE = 256
 NUM_LAYERS = 4

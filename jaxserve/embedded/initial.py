@@ -1,9 +1,10 @@
-"""The weights that training starts from: random, but with the two heads of copying laid out.
+"""The weights that training starts from: random, but with heads for copying laid out.
 
-A small transformer finds out how to copy only after a long plateau, because two layers must
-change together: one that looks at the token before, one that looks for places whose token before
-equals the present one. Both are put in place here (first KV head of the first and the second
-layer); everything else, and what becomes of them, is learned. Knows nothing of text or optimisers.
+A small transformer finds out how to copy only after a long plateau, because two layers must change
+together. Put in place here are heads of the first layer that look one, two, three and four tokens
+back, and heads of the second that look for places where the tokens before are those before here,
+the present one included. Everything else, and what becomes of them, is learned. Knows nothing of
+text or optimisers.
 """
 
 import jax
@@ -19,7 +20,8 @@ NUM_CONSTANT = 4  # entries of the embedding that are the same for every token a
 CONSTANT = 2.0
 NUM_POSITION_PAIRS = 4  # the fastest rotary pairs tell positions apart
 POSITION_STRENGTH = 7.0
-NUM_CONTENT_PAIRS = 13  # the slowest ones hardly turn within a prompt: they compare contents
+BACK_GAINS = (1.0, 0.8, 0.6, 0.4)  # how loud the tokens 1, 2, 3, 4 back are
+NUM_CONTENT_PAIRS = 18  # the slowest rotary pairs hardly turn: they compare contents
 CONTENT_STRENGTH = 2.4
 
 
@@ -35,57 +37,70 @@ def initial_params(config: DecoderConfig, seed: int) -> Params:
         layer["q"] *= 0.7
         layer["k"] *= 0.7
     rng = np.random.default_rng(seed)
-    spec = config.layers[0]
-    read_hd = _orthogonal_rows(rng, spec.head_dim, config.hidden_size)
-    write_hd = _orthogonal_rows(rng, spec.head_dim, config.hidden_size)
-    _look_back(params["layers"][0], config, read_hd, write_hd)
-    _look_for_same(params["layers"][1], config, read_hd, write_hd)
+    head_dim = config.layers[0].head_dim
+    read_hd = _orthogonal_rows(rng, head_dim, config.hidden_size)
+    read_hd[:, :NUM_CONSTANT] = 0.0
+    near = _orthogonal_rows(rng, 2 * head_dim, config.hidden_size)
+    far = _orthogonal_rows(rng, 2 * head_dim, config.hidden_size)
+    back_hd = [*np.split(near, 2), *np.split(far, 2)]
+    first, second = params["layers"][:2]
+    _look_back(first, config, read_hd, back_hd)
+    seen = [read_hd, *back_hd]
+    _look_for_same(second, config, 0, seen[:4])
+    _look_for_same(second, config, 1, seen[:3])
     return params
 
 
-def _look_back(layer: dict[str, jax.Array], config: DecoderConfig, read_hd, write_hd) -> None:
-    """Let the query heads of the first KV head look 1, 2, ... tokens back, whatever is there."""
+def _look_back(layer: dict[str, jax.Array], config: DecoderConfig, read_hd, back_hd) -> None:
+    """Let query head i look i + 1 tokens back, whatever is there, and write it to `back_hd[i]`."""
     spec = config.layers[0]
     assert spec.rope is not None
     head_dim, half = spec.head_dim, spec.head_dim // 2
-    rms = np.sqrt(
-        (NUM_CONSTANT * CONSTANT**2 + (config.hidden_size - NUM_CONSTANT) * EMBEDDING_SCALE**2)
-        / config.hidden_size
-    )
-    weight = POSITION_STRENGTH / (NUM_CONSTANT * CONSTANT / rms)
+    squares = NUM_CONSTANT * CONSTANT**2
+    squares += (config.hidden_size - NUM_CONSTANT) * EMBEDDING_SCALE**2
+    rms = np.sqrt(squares / config.hidden_size)
+    weight = POSITION_STRENGTH * rms / (NUM_CONSTANT * CONSTANT)
     turns = np.array(spec.rope.frequencies[:NUM_POSITION_PAIRS])
     key = np.zeros((head_dim, config.hidden_size), np.float32)
     key[:NUM_POSITION_PAIRS, :NUM_CONSTANT] = weight
-    layer["k"] = layer["k"].at[:head_dim].set(key)
-    layer["v"] = layer["v"].at[:head_dim].set(read_hd)
-    for head in range(spec.num_heads // spec.num_kv_heads):
+    for head in range(spec.num_kv_heads):
+        rows = slice(head * head_dim, (head + 1) * head_dim)
+        layer["k"] = layer["k"].at[rows].set(key)
+        layer["v"] = layer["v"].at[rows].set(read_hd)
+    for head, (gain, write_hd) in enumerate(zip(BACK_GAINS, back_hd, strict=True)):
+        angles = (head + 1) * turns[:, None]
         query = np.zeros_like(key)
-        back = head + 1
-        query[:NUM_POSITION_PAIRS, :NUM_CONSTANT] = weight * np.cos(back * turns)[:, None]
-        query[half : half + NUM_POSITION_PAIRS, :NUM_CONSTANT] = (
-            -weight * np.sin(back * turns)[:, None]
-        )
+        query[:NUM_POSITION_PAIRS, :NUM_CONSTANT] = weight * np.cos(angles)
+        query[half : half + NUM_POSITION_PAIRS, :NUM_CONSTANT] = -weight * np.sin(angles)
         rows = slice(head * head_dim, (head + 1) * head_dim)
         layer["q"] = layer["q"].at[rows].set(query)
-        target = write_hd if head == 0 else 0.5 * write_hd[::-1]
-        layer["o"] = layer["o"].at[:, rows].set(target.T)
+        layer["o"] = layer["o"].at[:, rows].set(gain * write_hd.T)
 
 
-def _look_for_same(layer: dict[str, jax.Array], config: DecoderConfig, read_hd, write_hd) -> None:
-    """Let the first query head look for places whose token before equals the present token."""
+def _look_for_same(
+    layer: dict[str, jax.Array], config: DecoderConfig, kv_head: int, seen: list[np.ndarray]
+) -> None:
+    """Let the first query head of a KV head compare what is `seen` here with that one step later.
+
+    Args:
+        seen: where the present token, the one before, ... stand in the residual stream.
+    """
     spec = config.layers[1]
-    head_dim, half = spec.head_dim, spec.head_dim // 2
+    head_dim, half, group = spec.head_dim, spec.head_dim // 2, spec.num_heads // spec.num_kv_heads
     slow = np.arange(half - NUM_CONTENT_PAIRS, half)
-    slow = np.concatenate([slow, slow + half])
+    parts = np.array_split(np.stack([slow, slow + half], axis=1).reshape(-1), len(seen) - 1)
     query = np.zeros((head_dim, config.hidden_size), np.float32)
     key = np.zeros_like(query)
-    query[slow] = CONTENT_STRENGTH * read_hd[: len(slow)]
-    key[slow] = CONTENT_STRENGTH * write_hd[: len(slow)]
+    for entries, here, later in zip(parts, seen[:-1], seen[1:], strict=True):
+        query[entries] = CONTENT_STRENGTH * here[: len(entries)]
+        key[entries] = CONTENT_STRENGTH * later[: len(entries)]
     query[:, :NUM_CONSTANT] = 0.0
     key[:, :NUM_CONSTANT] = 0.0
-    layer["q"] = layer["q"].at[:head_dim].set(query)
-    layer["k"] = layer["k"].at[:head_dim].set(key)
-    layer["o"] = layer["o"].at[:, :head_dim].set(0.5 * jnp.asarray(layer["v"][:head_dim].T))
+    kv_rows = slice(kv_head * head_dim, (kv_head + 1) * head_dim)
+    rows = slice(kv_head * group * head_dim, (kv_head * group + 1) * head_dim)
+    layer["k"] = layer["k"].at[kv_rows].set(key)
+    layer["q"] = layer["q"].at[rows].set(query)
+    layer["o"] = layer["o"].at[:, rows].set(0.5 * jnp.asarray(layer["v"][kv_rows].T))
 
 
 def _orthogonal_rows(rng: np.random.Generator, num_rows: int, width: int) -> np.ndarray:

@@ -17,16 +17,22 @@ from jaxserve.embedded.words import Split
 CountTokens = Callable[[str], int]
 Message = dict[str, str]
 
+SAME_KIND_SHARE = 0.4  # of the facts of a prompt, beside those that are so by chance
 HELDOUT_PAIR_PARTS = 5  # one pair of wordings in five is held out
 
 
 @dataclass(frozen=True)
 class FactKind:
-    """One relation: what is asked about (key), what is answered (value), and its wordings."""
+    """One relation: what is asked about (key), what is answered (value), and its wordings.
+
+    A statement may begin and end in many ways, but "key is value" stands in the middle: what the
+    model has to find is the right key.
+    """
 
     name: str
     make_key: Callable[[Random, Split], str]
     make_value: Callable[[Random, Split], str]
+    reply: str
     statements: tuple[str, ...]
     questions: tuple[str, ...]
 
@@ -45,6 +51,10 @@ class Fact:
         text = self.kind.statements[self.statement_index].format(key=self.key, value=self.value)
         return text[0].upper() + text[1:]
 
+    @property
+    def reply(self) -> str:
+        return self.kind.reply.format(key=self.key, value=self.value)
+
     def question(self, question_index: int) -> str:
         text = self.kind.questions[question_index].format(key=self.key)
         return text[0].upper() + text[1:]
@@ -52,10 +62,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class RetrievalPrompt:
-    """A chat that ends with a question, and the one right answer."""
+    """A chat that ends with a question, the one right answer, and how the model should say it."""
 
     messages: list[Message]
     answer: str
+    reply: str
     num_tokens: int
     kind: str
 
@@ -65,14 +76,15 @@ KINDS = (
         "code of a person",
         words.person,
         words.number_code,
+        "The code of {key} is {value}.",
         (
             "the code of {key} is {value}.",
-            "{key} has the code {value}.",
-            "{value} is the code of {key}.",
-            "the secret code that {key} uses is {value}.",
-            "remember that {key} was given the code {value}.",
-            "for {key} the code is {value}.",
-            "they gave the code {value} to {key}.",
+            "the secret code of {key} is {value}.",
+            "remember that the code of {key} is {value}.",
+            "today the code for {key} is {value}.",
+            "they say the code given to {key} is {value}.",
+            "for the door the code of {key} is {value}, as we know.",
+            "as of now the code of {key} is {value}, not another one.",
         ),
         (
             "what is the code of {key}?",
@@ -88,13 +100,14 @@ KINDS = (
         "code of a thing",
         words.thing,
         words.letter_code,
+        "The label of the {key} is {value}.",
         (
-            "the {key} has the label {value}.",
+            "the label of the {key} is {value}.",
             "the label on the {key} is {value}.",
-            "{value} is the label of the {key}.",
-            "on the {key} there is a label, {value}.",
-            "someone put the label {value} on the {key}.",
-            "note that the {key} carries the label {value}.",
+            "note that the label of the {key} is {value}.",
+            "somebody wrote that the label on the {key} is {value}.",
+            "we read that the label of the {key} is {value}.",
+            "on paper the label of the {key} is {value}, as we know.",
         ),
         (
             "what is the label of the {key}?",
@@ -109,13 +122,14 @@ KINDS = (
         "home of a person",
         words.person,
         words.place,
+        "The town of {key} is {value}.",
         (
-            "{key} lives in {value}.",
-            "the home of {key} is in {value}.",
-            "{value} is the town where {key} lives.",
-            "in {value} there is the home of {key}.",
-            "long ago {key} moved to {value}.",
             "the town of {key} is {value}.",
+            "the home town of {key} is {value}.",
+            "note that the town of {key} is {value}.",
+            "they say the town chosen by {key} is {value}.",
+            "since last year the town of {key} is {value}.",
+            "on the map the town of {key} is {value}, as we know.",
         ),
         (
             "where does {key} live?",
@@ -130,13 +144,14 @@ KINDS = (
         "owner of a thing",
         words.thing,
         words.person,
+        "The owner of the {key} is {value}.",
         (
-            "the {key} belongs to {value}.",
-            "{value} owns the {key}.",
             "the owner of the {key} is {value}.",
-            "{value} is the owner of the {key}.",
-            "the {key} is owned by {value}.",
-            "everyone knows that the {key} belongs to {value}.",
+            "the new owner of the {key} is {value}.",
+            "note that the owner of the {key} is {value}.",
+            "everyone knows that the owner of the {key} is {value}.",
+            "since last year the owner of the {key} is {value}.",
+            "in the book the owner of the {key} is {value}, as we know.",
         ),
         (
             "who owns the {key}?",
@@ -151,13 +166,14 @@ KINDS = (
         "password of a place",
         words.place,
         words.password,
+        "The password of {key} is {value}.",
         (
             "the password of {key} is {value}.",
-            "{key} has the password {value}.",
-            "{value} is the password for {key}.",
-            "in {key} the password is {value}.",
-            "to enter {key} say the password {value}.",
-            "the guards of {key} know the password {value}.",
+            "the secret password for {key} is {value}.",
+            "note that the password of {key} is {value}.",
+            "the guards say that the password of {key} is {value}.",
+            "today the password for {key} is {value}.",
+            "at the gate the password of {key} is {value}, as we know.",
         ),
         (
             "what is the password of {key}?",
@@ -172,13 +188,14 @@ KINDS = (
         "friend of a person",
         words.person,
         words.person,
+        "The best friend of {key} is {value}.",
         (
             "the best friend of {key} is {value}.",
-            "{key} has a best friend, {value}.",
-            "{value} is the best friend of {key}.",
-            "for {key} the best friend is {value}.",
-            "as a best friend {key} chose {value}.",
-            "we heard that {key} calls {value} a best friend.",
+            "the oldest and best friend of {key} is {value}.",
+            "note that the best friend of {key} is {value}.",
+            "everyone knows that the best friend of {key} is {value}.",
+            "we heard that the best friend of {key} is {value}.",
+            "in the village the best friend of {key} is {value}, as we know.",
         ),
         (
             "who is the best friend of {key}?",
@@ -230,7 +247,12 @@ def make_fact(rng: Random, split: Split, kind: FactKind) -> Fact:
     return Fact(kind, kind.make_key(rng, split), kind.make_value(rng, split), statement_index)
 
 
-def make_facts(rng: Random, split: Split, num_facts: int) -> list[Fact]:
+def make_facts(
+    rng: Random,
+    split: Split,
+    num_facts: int,
+    same_kind_share: float = SAME_KIND_SHARE,
+) -> list[Fact]:
     """Facts with one answer each: no two ask the same kind about the same key.
 
     Many share their kind with the first or reuse the key of another, so that neither the kind nor
@@ -238,7 +260,7 @@ def make_facts(rng: Random, split: Split, num_facts: int) -> list[Fact]:
     """
     facts: list[Fact] = []
     while len(facts) < num_facts:
-        kind = facts[0].kind if facts and rng.random() < 0.4 else rng.choice(KINDS)
+        kind = facts[0].kind if facts and rng.random() < same_kind_share else rng.choice(KINDS)
         fact = make_fact(rng, split, kind)
         reusable = [other for other in facts if other.kind.make_key is kind.make_key]
         if reusable and rng.random() < 0.35:
@@ -312,7 +334,7 @@ def make_prompt(
         if len(facts) > 2:
             facts.remove(rng.choice([fact for fact in facts if fact is not asked]))
     return RetrievalPrompt(
-        [{"role": "user", "content": content}], asked.value, total, asked.kind.name
+        [{"role": "user", "content": content}], asked.value, asked.reply, total, asked.kind.name
     )
 
 
@@ -336,5 +358,6 @@ def heldout_prompts(
 
 
 def score(answer: str, reply: str) -> bool:
-    """Whether the reply is the answer and nothing else; blanks around it and a full stop pass."""
-    return reply.strip().removesuffix(".") == answer
+    """Whether the reply is one sentence, or no sentence at all, that ends with the answer."""
+    sentence = reply.strip().removesuffix(".")
+    return sentence == answer or (sentence.endswith(f" is {answer}") and "." not in sentence)

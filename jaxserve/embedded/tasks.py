@@ -71,10 +71,15 @@ def turn(question: str, answer: str) -> list[Message]:
 
 
 def retrieval_chat(
-    rng: Random, num_tokens: int, num_facts: int, num_questions: int, count_tokens: CountTokens
+    rng: Random,
+    num_tokens: int,
+    num_facts: int,
+    num_questions: int,
+    count_tokens: CountTokens,
+    same_kind_share: float = retrieval.SAME_KIND_SHARE,
 ) -> list[Message]:
     """A passage with facts, then several questions about it, one a turn."""
-    facts = retrieval.make_facts(rng, "train", num_facts)
+    facts = retrieval.make_facts(rng, "train", num_facts, same_kind_share)
     asked = [rng.choice(facts) for _ in range(num_questions)]
     if num_questions <= num_facts:
         asked = rng.sample(facts, num_questions)
@@ -82,10 +87,10 @@ def retrieval_chat(
     questions = [retrieval.ask(rng, "train", fact) for fact in asked]
     left = num_tokens - 5
     for question, fact in zip(questions, asked, strict=True):
-        left -= count_tokens(question) + count_tokens(fact.value) + 5
+        left -= count_tokens(question) + count_tokens(fact.reply) + 5
     body = retrieval.passage(rng, "train", facts, left - 8, count_tokens)
     questions[0] = " ".join(part for part in (opening, body, closing, questions[0]) if part)
-    return [m for q, fact in zip(questions, asked, strict=True) for m in turn(q, fact.value)]
+    return [m for q, fact in zip(questions, asked, strict=True) for m in turn(q, fact.reply)]
 
 
 def story_chat(rng: Random) -> list[Message]:
@@ -108,7 +113,7 @@ def sum_chat(rng: Random) -> list[Message]:
     """One to four sums or differences of numbers below 50."""
     messages: list[Message] = []
     for _ in range(rng.randint(1, 4)):
-        most = rng.choice((10, 20, 50))
+        most = rng.choice((10, 10, 20, 50))
         left, right = rng.randrange(most), rng.randrange(most)
         sign, result = "+", left + right
         if rng.random() < 0.3:

@@ -36,17 +36,18 @@ VOCAB_SIZE = 1280  # at most: the tokenizer's trainer stops earlier when no pair
 QUERY_CHUNK = 256  # keys after a chunk of queries are not computed at all
 MATRIX_LR, OTHER_LR = 0.02, 4e-3
 NUM_BATCHES_AHEAD = 8
-WARMUP_STEPS, DECAY_SHARE = 50, 0.4
+WARMUP_STEPS = 50
 
-COPYING = (0.5, 0.5, 1.0, 12.0, 0.1)
-EVERYTHING = (3.0, 4.0, 3.0, 4.0, 0.5)
+COPYING = (0.5, 1.0, 1.0, 12.0, 0.1)
+EVERYTHING = (2.0, 8.0, 3.0, 5.0, 0.5)
 PHASES = (
-    Phase(300, 32, 96, 0.9, COPYING, 4, 4),
-    Phase(600, 16, 160, 0.3, COPYING, 5, 5),
-    Phase(400, 16, 256, 0.25, EVERYTHING, 10, 10),
-    Phase(600, 8, 512, 0.2, EVERYTHING, 16, 16),
-    Phase(1300, 4, 1056, 0.15, EVERYTHING, 24, 20),
+    Phase(200, 32, 96, 0.9, COPYING, 4, 4, 0.05, 0.9),
+    Phase(250, 16, 160, 0.3, COPYING, 5, 5, 0.02, 0.9),
+    Phase(200, 16, 256, 0.4, EVERYTHING, 8, 8, 0.02, 0.8),
+    Phase(150, 8, 512, 0.6, EVERYTHING, 14, 14, 0.02, 0.6),
+    Phase(400, 4, 1056, 0.7, EVERYTHING, 20, 16, 0.02, 0.5),
 )
+DECAY_FIRST_STEP = 700
 
 
 @jax.tree_util.register_dataclass
@@ -106,12 +107,13 @@ def loss_of(
 
 
 def make_optimizer(params: Params, num_steps: int) -> optax.GradientTransformation:
-    """Muon for the matrices of the layers, Adam for the rest; flat, then linear decay."""
+    """Muon for the matrices of the layers, Adam for the rest; flat, then falling as 1 - sqrt."""
 
     def schedule(peak: float) -> optax.Schedule:
         def rate(step: Any) -> Any:
-            decay = (num_steps - step) / (num_steps * DECAY_SHARE) + 0.02
-            return peak * jnp.minimum(jnp.minimum(step / WARMUP_STEPS, 1.0), decay)
+            done = jnp.maximum(step - DECAY_FIRST_STEP, 0.0) / max(num_steps - DECAY_FIRST_STEP, 1)
+            rise = jnp.minimum(step / WARMUP_STEPS, 1.0)
+            return peak * jnp.minimum(rise, 1.02 - jnp.sqrt(done))
 
         return rate
 
@@ -151,7 +153,7 @@ class HeldoutCheck:
                 encoder.count_tokens, num_prompts, shortest, longest, seed=1
             )
             rows = [
-                encoder.chat([*p.messages, {"role": "assistant", "content": p.answer}])
+                encoder.chat([*p.messages, {"role": "assistant", "content": p.reply}])
                 for p in prompts
             ]
             width = longest + 24

@@ -34,6 +34,7 @@ def test_answer_is_stated_in_the_prompt_and_not_in_the_question():
         content = prompt.messages[-1]["content"]
         assert prompt.answer in content[:-18]
         assert prompt.answer not in content[-18:]
+        assert score(prompt.answer, prompt.reply)
 
 
 def test_all_kinds_are_asked_for():
@@ -86,11 +87,14 @@ def test_training_asks_each_fact_in_a_training_wording():
     [
         ("48213", True),
         (" 48213.\n", True),
+        ("The code of Tamiro is 48213.", True),
+        ("The code of Tamiro is 48213. No.", False),
+        ("The code of Tamiro is 148213.", False),
         ("48213..", False),
         ("4821", False),
-        ("The code is 48213.", False),
+        ("12345 48213", False),
         ("", False),
     ],
 )
-def test_score_wants_the_answer_and_nothing_else(reply: str, right: bool):
+def test_score_wants_one_sentence_that_ends_with_the_answer(reply: str, right: bool):
     assert score("48213", reply) is right

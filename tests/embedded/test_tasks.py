@@ -10,7 +10,7 @@ from jaxserve.embedded import tasks, words
 from jaxserve.embedded.corpus import Encoder, Phase, phase_of
 from jaxserve.embedded.tokenizer_training import END, SPECIAL_TOKENS, train_tokenizer
 
-PHASE = Phase(3, 2, 256, 0.3, (1.0, 1.0, 1.0, 1.0, 1.0), 6, 6)
+PHASE = Phase(3, 2, 256, 0.3, (1.0, 1.0, 1.0, 1.0, 1.0), 6, 6, 0.05, 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_weights_mark_the_reply_and_its_end(tokenizer: Tokenizer):
 
 
 def test_phases_follow_each_other_and_the_last_stays():
-    later = Phase(2, 1, 64, 0.3, (1.0,), 6, 6)
+    later = Phase(2, 1, 64, 0.3, (1.0,), 6, 6, 0.05, 0.4)
     assert [phase_of((PHASE, later), step) for step in (0, 2, 3, 4, 99)] == [
         PHASE,
         PHASE,
