@@ -1,6 +1,7 @@
 """Strict JAX for every test: several CPU devices, no implicit promotion of dtypes or ranks."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -9,15 +10,12 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0"  # halves compile time, which is most of the suite's
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Nothing a test caches lands in the user's own cache folder; compiled programs are kept for the
+# next run. From the start, so that fixtures of every scope see it.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".cache")
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(autouse=True)
-def _private_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """Nothing a test caches lands in the user's own cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
