@@ -1,0 +1,175 @@
+"""This machine: what it can do at most, who else is using it, and what the figures depend on."""
+
+import ctypes
+import datetime
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PRODUCT_SIZE = 2048
+LIMIT_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The best rates measured here, whichever library reached them."""
+
+    read_bytes_per_s: float
+    flops: dict[str, float]  # by dtype of the matrices
+
+    def line(self) -> dict[str, Any]:
+        return {
+            "read_gb_s": round(self.read_bytes_per_s / 1e9, 2),
+            "gflop_s": {dtype: round(rate / 1e9, 1) for dtype, rate in self.flops.items()},
+        }
+
+
+def read_bytes_per_s(num_bytes: int) -> float:
+    """Bytes of main memory read per second by all cores together, the best of a few passes.
+
+    Each thread searches its part of the buffer for a byte that is not there: `memchr` of the C
+    library reads with the widest instructions, and calls through ctypes run in parallel.
+    """
+    memchr = ctypes.CDLL(None).memchr
+    memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    memchr.restype = ctypes.c_void_p
+    buffer = np.ones(num_bytes, np.uint8)
+    num_threads = num_cpus()
+    part = num_bytes // num_threads
+    with ThreadPoolExecutor(num_threads) as threads:
+
+        def one_pass() -> None:
+            starts = [buffer.ctypes.data + i * part for i in range(num_threads)]
+            found = list(threads.map(lambda start: memchr(start, 0, part), starts))
+            assert not any(found)
+
+        best_s = min(_seconds(one_pass) for _ in range(LIMIT_ROUNDS))
+    return part * num_threads / best_s
+
+
+def product_flops(dtype: str) -> float:
+    """Floating-point operations per second of a large matrix product in XLA, the best of a few."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE), dtype)
+    product = jax.jit(
+        lambda x: jax.lax.dot_general(
+            x, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+    )
+    product(a).block_until_ready()
+    best_s = min(_seconds(lambda: product(a).block_until_ready()) for _ in range(LIMIT_ROUNDS))
+    return 2 * PRODUCT_SIZE**3 / best_s
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start_s = time.perf_counter()
+    function()
+    return time.perf_counter() - start_s
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class CpuClock:
+    """CPU seconds so far: of the whole machine, and of the processes of some sessions."""
+
+    machine_s: float
+    ours_s: float
+    at_s: float
+
+    def others_share(self, later: "CpuClock") -> float | None:
+        """What others used between two readings, as a fraction of all CPUs; None if unknown."""
+        elapsed_s = later.at_s - self.at_s
+        if self.machine_s < 0 or elapsed_s <= 0:
+            return None
+        others_s = (later.machine_s - self.machine_s) - (later.ours_s - self.ours_s)
+        return max(0.0, others_s) / (elapsed_s * (os.cpu_count() or 1))
+
+
+def read_cpu_clock(sessions: "set[int]") -> CpuClock:
+    """Now; time that the host gave to other guests (steal) counts as used by others."""
+    now_s = time.perf_counter()
+    try:
+        fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except OSError:
+        return CpuClock(-1.0, 0.0, now_s)
+    user, nice, system, _, _, irq, softirq, steal = fields[:8]
+    ours = sum(_process_ticks(entry, sessions) for entry in Path("/proc").glob("[0-9]*"))
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    busy = user + nice + system + irq + softirq + steal
+    return CpuClock(busy * tick_s, ours * tick_s, now_s)
+
+
+def _process_ticks(process: Path, sessions: "set[int]") -> int:
+    """A process's ticks with those of children it waited for, if it is in one of the sessions."""
+    try:
+        # After the name, which may hold anything: state, parent, group, session, ...
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0  # it has just ended
+    if int(fields[3]) not in sessions and int(process.name) != os.getpid():
+        return 0
+    return sum(map(int, fields[11:15]))
+
+
+def peak_rss_bytes(session: int) -> int:
+    """The most resident memory of each process of a session, summed; 0 if unknown."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) != session:
+                continue
+            status = (process / "status").read_text()
+        except OSError:
+            continue
+        peak = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+        total += sum(int(kib) * 1024 for kib in peak)
+    return total
+
+
+def environment(repository: Path) -> dict[str, Any]:
+    """What the figures depend on, besides the engines' versions."""
+    git = ["git", "-C", str(repository)]
+    commit = _output([*git, "rev-parse", "--short", "HEAD"])
+    changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    return {
+        "commit": (commit or "unknown") + ("+changes" if changed else ""),
+        "date": datetime.date.today().isoformat(),
+        "device": cpu_name(),
+        "cpus": num_cpus(),
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in pairs}
+    name = fields.get("model name", platform.machine())
+    return f"{name} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
