@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jaxserve.chat_template import Message
 from jaxserve.config import Config
 from jaxserve.errors import EngineDeadError, RequestError
+from jaxserve.interrupts import interrupts_held
 from jaxserve.outputs import OutputDelta, OutputProcessor, merge_deltas
 from jaxserve.progress import Progress
 from jaxserve.requests import DrawSeed, Limits, default_sampling, make_requests
@@ -323,14 +324,15 @@ class LLM:
         self._check_open()
         if not self.engine.has_work:
             raise EngineDeadError("the engine has nothing to do, but requests are unanswered")
-        try:
-            events = self.engine.step()
-        except Exception as error:
-            self._closed_because = f"the engine failed: {error}"
-            raise
-        for event in events:
-            if sink := self._sinks.get(event.request_id):
-                sink(event)
+        with interrupts_held():
+            try:
+                events = self.engine.step()
+            except Exception as error:
+                self._closed_because = f"the engine failed: {error}"
+                raise
+            for event in events:
+                if sink := self._sinks.get(event.request_id):
+                    sink(event)
 
     def _check_open(self) -> None:
         if self._closed_because is not None:

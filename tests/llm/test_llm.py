@@ -1,4 +1,5 @@
 import asyncio
+import signal
 from typing import Any
 
 import pytest
@@ -163,3 +164,22 @@ def test_an_unknown_setting_names_the_nearest_one():
         LLM("some/model", page_sise=16)
     with pytest.raises(TypeError, match="either an engine"):
         LLM("some/model", engine=FakeEngine())
+
+
+def test_ctrl_c_takes_effect_between_steps_and_the_next_call_works(llm: LLM, engine: FakeEngine):
+    step, finished_steps = engine.step, 0
+
+    def interrupted_step():
+        nonlocal finished_steps
+        if finished_steps == 2:
+            signal.raise_signal(signal.SIGINT)
+        events = step()
+        finished_steps += 1
+        return events
+
+    engine.step = interrupted_step  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate("Hello", LONG, use_tqdm=False)
+    assert finished_steps == 3 and engine.live_ids == []
+    assert llm.generate("Hello", LONG, use_tqdm=False)[0].outputs[0].text == REPLY
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
