@@ -177,12 +177,17 @@ def _attend_chunks(
         page_sc = lax.dynamic_slice_in_dim(table_sm, index * num_pages, num_pages, axis=1)
         row_sc = (page_sc * spec.num_layers + spec.layer) * 2
         k_skch, v_skch = load(row_sc), load(row_sc + 1)
+        k_pos_c = index * chunk + jnp.arange(chunk, dtype=jnp.int32)
+        held_sc = k_pos_c[None] < length_s[:, None]
+        if spec.window is not None:
+            held_sc &= k_pos_c[None] > position_s[:, None] - spec.window
+        # Elsewhere lies what others left behind: a weight of 0 does not hold back their NaN.
+        v_skch = jnp.where(held_sc[:, None, :, None], v_skch, jnp.zeros((), v_skch.dtype))
         s_skxc = jnp.einsum(
             "skxh,skch->skxc", q_skxh, k_skch, preferred_element_type=jnp.float32
         ) * jnp.float32(spec.scale)
         if spec.soft_cap is not None:
             s_skxc = spec.soft_cap * jnp.tanh(s_skxc / spec.soft_cap)
-        k_pos_c = index * chunk + jnp.arange(chunk, dtype=jnp.int32)
         seen_sbc = (k_pos_c[None, None, :] <= q_pos_sb[:, :, None]) & (
             k_pos_c[None, None, :] < length_s[:, None, None]
         )

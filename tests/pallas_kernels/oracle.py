@@ -32,22 +32,29 @@ def make_case(
     pad_rows: int = 0,
     pad_tokens: int = 0,
 ) -> Case:
-    """`prefills` are (query tokens, all tokens). Pages are shuffled; unused pages hold poison."""
+    """`prefills` are (query tokens, all tokens). Pages are shuffled; what no query sees is NaN."""
     q_len = np.array([1] * len(decode_lens) + [q for q, _ in prefills], np.int32)
     kv_len = np.array([*decode_lens, *(kv for _, kv in prefills)], np.int32)
     num_rows, num_tokens = len(q_len), int(q_len.sum())
     pages_r = -(-kv_len // page_size)
     num_pages = int(pages_r.sum()) + 3
     order = rng.permutation(num_pages)
-    pool = np.full((num_pages * spec.num_layers * 2, num_kv, page_size, head_dim), 1e4, np.float32)
+    pool = np.full(
+        (num_pages * spec.num_layers * 2, num_kv, page_size, head_dim), np.nan, np.float32
+    )
     table = np.full((num_rows + pad_rows, table_width), order[-1], np.int32)
     taken = 0
     for row in range(num_rows):
         table[row, : pages_r[row]] = order[taken : taken + pages_r[row]]
         taken += pages_r[row]
+        first = 0 if spec.window is None else max(0, kv_len[row] - q_len[row] - spec.window + 1)
+        position_p = np.arange(page_size)
         for page in table[row, : pages_r[row]]:
             at = (page * spec.num_layers + spec.layer) * 2
-            pool[at : at + 2] = rng.standard_normal((2, num_kv, page_size, head_dim))
+            kv = rng.standard_normal((2, num_kv, page_size, head_dim))
+            kv[:, :, (position_p < first) | (position_p >= kv_len[row])] = np.nan
+            pool[at : at + 2] = kv
+            position_p = position_p + page_size
 
     def padded(values: np.ndarray, fill: int) -> jnp.ndarray:
         return jnp.asarray(np.pad(values, (0, pad_rows), constant_values=fill), jnp.int32)
