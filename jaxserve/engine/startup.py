@@ -20,6 +20,7 @@ from jaxserve.batch import StateShape, create_state
 from jaxserve.config import Config
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.engine.core import Engine, StartupReport
+from jaxserve.engine.host_memory import available_bytes
 from jaxserve.errors import ConfigError
 from jaxserve.kv.blocks import Namespace
 from jaxserve.kv.pool import create_pool, page_bytes, storage_dtype
@@ -261,8 +262,7 @@ def _free_kv_bytes() -> int:
     """Bytes to spend on KV pages when nobody says: what is free, less a reserve."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return min(CPU_KV_BYTES, int(free * CPU_MEMORY_FRACTION))
+        return min(CPU_KV_BYTES, int(available_bytes() * CPU_MEMORY_FRACTION))
     stats: dict[str, Any] = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         raise ConfigError(

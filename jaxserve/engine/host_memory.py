@@ -1,0 +1,76 @@
+"""How much host memory this process can still take: what the kernel and its containers leave.
+
+Counts file cache as available, since it gives way: after a checkpoint was read, hardly anything is
+"free". Knows cgroups of both versions; knows nothing of devices.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+class _Names(NamedTuple):
+    """The files of one cgroup version, below its folder; `cache` is a line of memory.stat."""
+
+    folder: str
+    limit: str
+    used: str
+    cache: str
+
+
+_VERSIONS = (
+    _Names("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    _Names(
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """The least of what the machine has and what each enclosing cgroup allows."""
+    left = [_machine_bytes(root)]
+    for names in _VERSIONS:
+        top = root / names.folder
+        for group in _own_groups(root):
+            for folder in (top / group, *(top / group).parents):
+                if not folder.is_relative_to(top):
+                    break
+                limit, used = _number(folder / names.limit), _number(folder / names.used)
+                if limit is not None and used is not None:
+                    cache = _table(folder / "memory.stat").get(names.cache, 0)
+                    left.append(max(0, limit - used + cache))
+    return min(left)
+
+
+def _machine_bytes(root: Path) -> int:
+    kilobytes = _table(root / "proc" / "meminfo").get("MemAvailable:")
+    if kilobytes is not None:
+        return kilobytes * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _own_groups(root: Path) -> set[str]:
+    """This process's cgroups, as relative paths; "" is where a container sees its own."""
+    lines = _read(root / "proc" / "self" / "cgroup").splitlines()
+    return {"", *(line.split(":", 2)[-1].strip("/") for line in lines)}
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    rows = (line.split() for line in _read(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,59 @@
+"""What start-up takes for free host memory, on machines and in containers of several kinds."""
+
+from pathlib import Path
+
+from jaxserve.engine.host_memory import available_bytes
+
+GIB = 1 << 30
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    files = {"proc/meminfo": f"MemFree: 1024 kB\nMemAvailable: {8 * GIB >> 10} kB\n"} | files
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_file_cache_counts_as_available(tmp_path: Path):
+    assert available_bytes(write(tmp_path, {})) == 8 * GIB
+
+
+def test_a_container_of_either_cgroup_version_is_the_limit(tmp_path: Path):
+    stat = f"anon 5\ninactive_file {GIB // 2}\ntotal_inactive_file {GIB // 4}\n"
+    new = write(
+        tmp_path / "new",
+        {
+            "sys/fs/cgroup/memory.max": f"{2 * GIB}\n",
+            "sys/fs/cgroup/memory.current": f"{GIB}\n",
+            "sys/fs/cgroup/memory.stat": stat,
+        },
+    )
+    assert available_bytes(new) == GIB + GIB // 2
+    old = write(
+        tmp_path / "old",
+        {
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}\n",
+            "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{GIB}\n",
+            "sys/fs/cgroup/memory/memory.stat": stat,
+        },
+    )
+    assert available_bytes(old) == GIB + GIB // 4
+
+
+def test_an_enclosing_group_counts_and_no_limit_is_none(tmp_path: Path):
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/jobs/mine\n",
+            "sys/fs/cgroup/jobs/mine/memory.max": "max\n",
+            "sys/fs/cgroup/jobs/mine/memory.current": "5\n",
+            "sys/fs/cgroup/jobs/memory.max": f"{3 * GIB}\n",
+            "sys/fs/cgroup/jobs/memory.current": f"{GIB}\n",
+        },
+    )
+    assert available_bytes(root) == 2 * GIB
+
+
+def test_this_machine_has_some():
+    assert available_bytes() > 0
