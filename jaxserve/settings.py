@@ -6,6 +6,7 @@ from it. A field's name is unique over all sections, so `page_size`, `--page-siz
 """
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,13 @@ from jaxserve.errors import ConfigError
 
 ENV_PREFIX = "JAXSERVE_"
 CONFIG_FILE_VARIABLE = "JAXSERVE_CONFIG"
+SERVICE_LINKS = re.compile(
+    r"(JAXSERVE_(.+_)?PORT=\w+://.*)"
+    r"|(JAXSERVE_(.+_)?SERVICE_(HOST|PORT(_\w+)?)=.*)"
+    r"|(JAXSERVE_(.+_)?PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*)"
+)
+"""What Kubernetes and Docker set for every service called jaxserve or jaxserve-..."""
+
 BYTE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     BYTE_UNITS |= {f"{_letter}B": 1000**_power, f"{_letter}iB": 1024**_power}
@@ -108,6 +116,8 @@ def load_settings(
     by_variable = {setting.variable: name for name, setting in known.items()}
     for variable in sorted(environ):
         if not variable.startswith(ENV_PREFIX) or variable == CONFIG_FILE_VARIABLE:
+            continue
+        if SERVICE_LINKS.fullmatch(f"{variable}={environ[variable]}"):
             continue
         if variable not in by_variable:
             raise ConfigError(unknown_name("environment variable", variable, by_variable))

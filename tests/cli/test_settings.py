@@ -106,3 +106,18 @@ def test_every_setting_has_help_and_a_flag_of_its_own():
     settings = all_settings()
     assert all(setting.help for setting in settings.values())
     assert len({setting.flag for setting in settings.values()}) == len(settings)
+
+
+def test_what_kubernetes_says_about_a_service_called_jaxserve_is_no_setting():
+    links = {
+        "JAXSERVE_SERVICE_HOST": "10.0.0.7",
+        "JAXSERVE_SERVICE_PORT": "80",
+        "JAXSERVE_SERVICE_PORT_HTTP": "80",
+        "JAXSERVE_PORT": "tcp://10.0.0.7:80",
+        "JAXSERVE_PORT_80_TCP": "tcp://10.0.0.7:80",
+        "JAXSERVE_PORT_80_TCP_ADDR": "10.0.0.7",
+        "JAXSERVE_CANARY_SERVICE_HOST": "10.0.0.8",
+    }
+    assert load_settings({}, links).config.server.port == 8000
+    with pytest.raises(ConfigError, match="JAXSERVE_PORT is 'tcp'"):
+        load_settings({}, {"JAXSERVE_PORT": "tcp"})
