@@ -1,6 +1,7 @@
 """Loading: every layout of files gives the same weights, and every defect one clear line."""
 
 import json
+import sys
 import os
 import shutil
 from pathlib import Path
@@ -284,7 +285,8 @@ def test_buffers_are_aligned_so_that_cpu_devices_take_them_over():
     assert value.unsafe_buffer_pointer() == buffer.ctypes.data
 
 
-def test_progress_goes_to_stderr_only_if_wanted(folder, capfd):
+def test_progress_goes_to_a_terminal_only_if_wanted(folder, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     load(folder)
     assert capfd.readouterr() == ("", "")
     (folder / ".jaxserve-fingerprint.json").unlink()
