@@ -27,7 +27,9 @@ class Live:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         app: Any = create_app(engine)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        # Its own logging set-up would close absl's handler, and with it pytest's captured stderr.
+        settings = uvicorn.Config(app, log_level="warning", log_config=None)
+        self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
         self._thread.start()
         wait_for(lambda: self._server.started)

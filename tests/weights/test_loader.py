@@ -1,14 +1,15 @@
 """Loading: every layout of files gives the same weights, and every defect one clear line."""
 
 import json
-import sys
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.errors import WeightsError
@@ -254,11 +255,11 @@ def test_what_cannot_be_a_hub_name_is_not_looked_up(name):
         resolve_model(name)
 
 
-def test_hub_names_are_fetched_without_pickles(monkeypatch, folder):
+def test_hub_names_are_fetched_without_pickles_and_no_weight_twice(monkeypatch, folder):
     seen = {}
 
-    def snapshot_download(name, revision, allow_patterns):
-        seen.update(name=name, revision=revision, patterns=allow_patterns)
+    def snapshot_download(name, revision, allow_patterns, ignore_patterns):
+        seen.update(name=name, revision=revision, patterns=allow_patterns, not_=ignore_patterns)
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -266,6 +267,12 @@ def test_hub_names_are_fetched_without_pickles(monkeypatch, folder):
     assert seen["name"] == "org/tiny" and seen["revision"] == "v1"
     assert "*.safetensors" in seen["patterns"]
     assert not any("bin" in p or p in ("*", "*.py") for p in seen["patterns"])
+    wanted = ["model.safetensors", "model-00001-of-00002.safetensors", "config.json"]
+    files = [*wanted, "consolidated.safetensors", "checkpoint-100/model.safetensors"]
+    fetched = filter_repo_objects(
+        files, allow_patterns=seen["patterns"], ignore_patterns=seen["not_"]
+    )
+    assert list(fetched) == wanted
 
 
 def test_hub_failure_is_one_line(monkeypatch):
