@@ -24,6 +24,8 @@ from jaxserve.weights.safetensors import TensorFiles, read_json
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+HUB_NOT_NEEDED = ("consolidated*", "*/*.safetensors")
+"""The same weights again in their makers' format, and checkpoints of the training run."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,13 @@ def resolve_model(model: str | Path, revision: str | None = None, *, progress: b
     if not progress:
         disable_progress_bars()
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=[*HUB_PATTERNS]))
+        path = snapshot_download(
+            text,
+            revision=revision,
+            allow_patterns=[*HUB_PATTERNS],
+            ignore_patterns=[*HUB_NOT_NEEDED],
+        )
+        return Path(path)
     except Exception as error:  # the hub client raises many kinds, from network to permission
         reason = str(error).strip().splitlines()
         raise WeightsError(
