@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxserve.models.config import DecoderConfig, LayerSpec, NormSpec, QueryScaleSpec, RopeSpec
 from jaxserve.models.fields import Fields
+from jaxserve.models.rope import longest_context
 
 ACTIVATION_NAMES = {
     "silu": "silu",
@@ -125,7 +126,7 @@ def build(
         vocab_size=f.integer("vocab_size"),
         hidden_size=shape.hidden,
         intermediate_size=f.integer("intermediate_size"),
-        max_position_embeddings=f.integer("max_position_embeddings"),
+        max_position_embeddings=longest_context(f),
         eos_token_ids=eos_token_ids(f),
         layers=layers,
         norm=norm,

@@ -11,8 +11,9 @@ from jaxserve.models.rope import read_rope, rope_parameters
 
 
 def llama(f: Fields, context_len: int | None) -> DecoderConfig:
-    """Llama 2 and 3, InternLM 3."""
+    """Llama 2 and 3, and the many that have its block."""
     shape = sizes(f)
+    f.expect(activation="swiglu")  # Falcon 3's name for what hidden_act says
     bias = f.flag("attention_bias")
     rope = read_rope(f, shape.head_dim, context_len=context_len)
     return build(f, shape, ropes=rope, qkv_bias=bias, o_bias=bias, mlp_bias=f.flag("mlp_bias"))

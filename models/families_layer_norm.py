@@ -83,6 +83,15 @@ def starcoder2(f: Fields, context_len: int | None) -> DecoderConfig:
     bias = f.flag("use_bias", True)
     f.choice("norm_type", {"layer_norm": "layer_norm"}, "layer_norm")
     f.choice("mlp_type", {"default": "default"}, "default")
+    # Of the family's predecessor, in released configs; the library reads none of them.
+    f.expect(scale_attn_weights=True)
+    for unused in (
+        "activation_function",
+        "attention_softmax_in_fp32",
+        "layer_norm_epsilon",
+        "scale_attention_softmax_in_fp32",
+    ):
+        f.get(unused)
     return build(
         f,
         shape,

@@ -45,6 +45,23 @@ def rope_parameters(f: Fields, layer_type: str | None = None) -> dict[str, Any]:
     return dict(table)
 
 
+def longest_context(f: Fields) -> int:
+    """Positions the model was made for: `max_position_embeddings`, or what YaRN stretches it to.
+
+    Who adds YaRN to a config, as its makers advise, leaves the other field as it was.
+    """
+    max_len = f.integer("max_position_embeddings")
+    table = rope_parameters(f, "full_attention")
+    rope = Fields(table, f"{f.origin}: rope parameters")
+    if table.get("rope_type", table.get("type")) != "yarn":
+        return max_len
+    original = rope.get("original_max_position_embeddings")
+    if original is None or rope.get("factor") is None:
+        return max_len
+    stretched = rope.number("factor") * rope.integer("original_max_position_embeddings")
+    return max(max_len, int(stretched))
+
+
 def read_rope(
     f: Fields,
     head_dim: int,

@@ -109,6 +109,17 @@ def test_unknown_architecture_is_refused_with_the_known_ones():
         ("Phi3ForCausalLM", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}),
         ("InternLM3ForCausalLM", {"bias": False, "qkv_bias": False}),
         ("Exaone4ForCausalLM", {"sliding_window_pattern": "LLLG"}),
+        ("LlamaForCausalLM", {"activation": "swiglu"}),
+        (
+            "Starcoder2ForCausalLM",
+            {
+                "activation_function": "gelu",
+                "attention_softmax_in_fp32": True,
+                "layer_norm_epsilon": 1e-5,
+                "scale_attention_softmax_in_fp32": True,
+                "scale_attn_weights": True,
+            },
+        ),
     ],
 )
 def test_what_released_configs_say_beside_the_library_is_understood(architecture, extra):
@@ -183,6 +194,16 @@ def test_rope_parameters_of_another_family_are_refused(key):
     rope = {"rope_type": "linear", "factor": 2.0, key: 0.1}
     with pytest.raises(WeightsError, match=f"rope parameters: field '{key}'"):
         read_config(LLAMA | {"rope_parameters": rope})
+
+
+def test_yarn_lengthens_the_context_that_can_be_asked_for():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    assert read_config(LLAMA).max_position_embeddings == 128
+    assert read_config(LLAMA | {"rope_scaling": yarn}).max_position_embeddings == 512
+    stated = LLAMA | {"rope_scaling": yarn, "max_position_embeddings": 1024}
+    assert read_config(stated).max_position_embeddings == 1024
+    linear = {"type": "linear", "factor": 4.0}
+    assert read_config(LLAMA | {"rope_scaling": linear}).max_position_embeddings == 128
 
 
 def test_smollm3_leaves_every_fourth_layer_without_positions():
