@@ -1,4 +1,4 @@
-"""The real engine on a tiny checkpoint: what a client would notice of batching, aborts and seeds."""
+"""The real engine on a tiny checkpoint: what a client notices of batches, aborts and seeds."""
 
 import random
 from collections.abc import Iterator
