@@ -80,7 +80,11 @@ def _hash_files(folder: Path, paths: Sequence[Path], progress: bool) -> str:
 
 def _bar(total: int, progress: bool) -> Any:
     return tqdm(
-        total=total, desc="Hashing weights", unit="B", unit_scale=True, disable=None if progress else True
+        total=total,
+        desc="Hashing weights",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
     )
 
 

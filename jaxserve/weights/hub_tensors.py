@@ -52,7 +52,11 @@ class HubTensors:
         total = sum(int(np.prod(spec.shape)) for spec in leaves) * jnp.dtype(dtype).itemsize
         arrays = []
         with tqdm(
-            total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None if progress else True
+            total=total,
+            desc="Loading weights",
+            unit="B",
+            unit_scale=True,
+            disable=None if progress else True,
         ) as bar:
             for spec, (weight, layer) in zip(leaves, places, strict=True):
                 array = self._load_one(spec, weight, layer, jnp.dtype(dtype), mesh)

@@ -121,7 +121,11 @@ def restore(
     total = sum(int(np.prod(spec.shape)) for spec in named.values()) * jnp.dtype(dtype).itemsize
     arrays = []
     with tqdm(
-        total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None if progress else True
+        total=total,
+        desc="Loading weights",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
     ) as bar:
         for name, spec in named.items():
             sharding = None if mesh is None else named_sharding(spec.axes, mesh)

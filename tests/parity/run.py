@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 
-from tests.parity.harness import TOLERANCE, Settings, check  # noqa: E402
+from tests.parity.harness import TOLERANCE, Settings, check
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = (
