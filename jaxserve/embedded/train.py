@@ -195,7 +195,7 @@ def save_state(path: Path, state: TrainState) -> None:
     """Write the state so that a reader sees the old one or the new one, never a part."""
     leaves = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     fresh = path.with_suffix(".new.npz")
-    np.savez(fresh, **leaves)
+    np.savez(fresh, **leaves)  # pyright: ignore[reportArgumentType]
     fresh.replace(path)
 
 
@@ -224,7 +224,7 @@ def train(output: Path, work: Path, seed: int, num_steps: int) -> None:
             state.params, config, tokens, weights
         )
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         return TrainState(params, optimizer_state, state.step + 1), loss, right
 
     check = HeldoutCheck(encoder, config)

@@ -72,7 +72,7 @@ def random_settings(rng: random.Random) -> Settings:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Hold the engine to transformers")
     parser.add_argument("--families", default=FAMILIES)
     parser.add_argument("--variants", default="0,1,2,3,4,5")
     parser.add_argument("--seed", type=int, default=0)
