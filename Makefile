@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The GPU machines' version of Python and jax; `make test-all` uses it where it is present.
-PYTHON_NEXT ?= python3.12
+PYTHON_NEXT ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
+  $$p -c 'import venv' 2>/dev/null && echo $$p && break; done)
 JAX_NEXT ?= 0.11.2
 TESTS ?= tests
 
@@ -22,11 +23,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-all: test
-	@if $(PYTHON_NEXT) -c 'import venv' 2>/dev/null; then \
-	  test -d $(VENV)-next || { $(PYTHON_NEXT) -m venv $(VENV)-next && \
-	    $(VENV)-next/bin/pip install --disable-pip-version-check -e '.[test]' 'jax==$(JAX_NEXT)'; } && \
-	  $(VENV)-next/bin/python -m pytest $(TESTS); \
-	else echo "no $(PYTHON_NEXT) here: tested on $(PYTHON) only"; fi
+ifeq ($(PYTHON_NEXT),)
+	@echo "no Python 3.12 here: tested on $(PYTHON) only"
+else
+	@test -f $(VENV)-next/.installed || { $(PYTHON_NEXT) -m venv $(VENV)-next && \
+	  $(VENV)-next/bin/python -m pip install --disable-pip-version-check -q -e '.[test]' \
+	    'jax==$(JAX_NEXT)' && touch $(VENV)-next/.installed; }
+	$(VENV)-next/bin/python -m pytest $(TESTS)
+endif
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.host_overhead
