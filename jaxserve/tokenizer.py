@@ -71,6 +71,12 @@ class Tokenizer:
         )
 
     @property
+    def eos_token_id(self) -> int | None:
+        """Id of the end-of-sequence token that the tokenizer names, if it names one."""
+        token = self._special_tokens.get("eos_token")
+        return None if token is None or not self.has_text else self._backend.token_to_id(token)
+
+    @property
     def has_text(self) -> bool:
         return self._backend is not None
 

@@ -47,7 +47,7 @@ class Engine:
         self.report = report
         self.model_name: str = config.model.served_model_name
         self.max_model_len: int = config.model.max_model_len
-        self.eos_token_ids = model.config.eos_token_ids
+        self.eos_token_ids = _end_ids(model, tokenizer)
         self._runner = runner
         self._scheduler = scheduler
         self._in_flight: StepHandle | None = None
@@ -91,3 +91,14 @@ class Engine:
             self._runner.fetch(self._in_flight)
             self._in_flight = None
         self._runner.close()
+
+
+def _end_ids(model: LoadedModel, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What the checkpoint's configs say ends a sequence, and the tokenizer's own word for it.
+
+    A fine-tuned model often has a new end token in its tokenizer, and the old one in its configs.
+    """
+    ids, own = model.config.eos_token_ids, tokenizer.eos_token_id
+    if own is None or own in ids or own >= model.config.vocab_size:
+        return ids
+    return (*ids, own)

@@ -1,6 +1,7 @@
 """The real engine on a tiny checkpoint: what a client notices of batches, aborts and seeds."""
 
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxserve.config import CacheConfig, Config, ModelConfig, SchedulerConfig
+from jaxserve.config import CacheConfig, Config, ModelConfig, RuntimeConfig, SchedulerConfig
 from jaxserve.engine import Engine, build_engine
 from jaxserve.types import FinishReason, Request, SamplingParams, TokenEvent
+from tests.fake_engine import byte_level_backend
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny" / "llama31-v0"
 MAX_LEN, VOCAB = 96, 256
@@ -166,3 +168,20 @@ def test_abort_at_any_moment_frees_everything_and_says_nothing_more(
     events = drain(engine)
     assert "doomed" not in events
     assert all(group.num_in_use == 0 for group in engine.stats().pages)
+
+
+def test_the_end_token_of_the_tokenizer_ends_an_answer_too(tmp_path: Path):
+    folder = tmp_path / "fine-tuned"
+    shutil.copytree(TINY, folder)
+    byte_level_backend().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|end|>"}}')
+    engine = build_engine(
+        Config(
+            model=ModelConfig(model=str(folder), max_model_len=32),
+            cache=CacheConfig(num_pages=8),
+            scheduler=SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=16),
+            runtime=RuntimeConfig(warmup=False),
+        )
+    )
+    engine.close()
+    assert engine.eos_token_ids == (*engine.model.config.eos_token_ids, 1)
