@@ -50,7 +50,7 @@ async def chat_completions(
 
 
 async def _admit(context: Context, body: ChatCompletionRequest) -> Answers:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     kwargs = dict(body.chat_template_kwargs or {})
     if reserved := RESERVED_TEMPLATE_NAMES & kwargs.keys():

@@ -57,9 +57,11 @@ class EventStream(Response):
         finally:
             gone.cancel()
             pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pump
-            await self._chunks.aclose()
+            try:
+                with contextlib.suppress(asyncio.CancelledError, OSError):  # OSError: client gone
+                    await pump
+            finally:
+                await self._chunks.aclose()
 
     async def _pump(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

@@ -126,6 +126,11 @@ def test_chat_logprobs_have_text_bytes_and_alternatives(post: Any, stream: bool)
     assert bytes(entries[0]["bytes"]).decode() == entries[0]["token"]
 
 
+def test_no_alternatives_need_no_logprobs(post: Any):
+    response = post(CHAT, {"messages": USER, "logprobs": False, "top_logprobs": 0})
+    assert response["choices"][0]["logprobs"] is None
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_string_ends_the_answer_and_the_work(post: Any, engine: FakeEngine, stream: bool):
     engine.step_s, engine.max_model_len = 0.002, 5000
