@@ -6,15 +6,19 @@ from jaxserve.errors import ConfigError
 from jaxserve.plan import Bucket
 
 _SMALLEST_DECODE = 1
-_MIXED_TOKENS = (16, 64, 256, 1024)
 _FEW_ROWS = 8
+_TOKENS_OF_FEW_ROWS = (16, 32, 64, 128, 256, 512, 1024)
+_TOKENS_OF_MANY_ROWS = (128, 512)
+
+_LEAST_FILL = 0.75
+"""A step that would fill less than this of its bucket is cut down to the next smaller one."""
 
 
 def default_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket, ...]:
-    """Shapes for these limits: 17 for the default configuration, smallest first.
+    """Shapes for these limits: 18 for the default configuration.
 
-    Decode steps come in powers of two. Steps with prefill chunks come in powers of four of tokens,
-    each with few rows (one long prompt beside few others) and with as many rows as can run.
+    Decode steps come in powers of two. Steps with prefill chunks come in powers of two of tokens
+    with few rows (one long prompt beside few others), and more coarsely with as many rows as run.
     """
     decode_rows = []
     rows = _SMALLEST_DECODE
@@ -23,11 +27,14 @@ def default_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Buc
         rows *= 2
     decode_rows.append(max(max_num_seqs, _SMALLEST_DECODE))
     decodes = [Bucket(rows, rows, True) for rows in decode_rows]
-    tokens = [count for count in _MIXED_TOKENS if count < max_num_batched_tokens]
     mixed = {
         Bucket(num_tokens, min(rows, num_tokens), False)
-        for num_tokens in (*tokens, max_num_batched_tokens)
-        for rows in (min(_FEW_ROWS, max_num_seqs), max_num_seqs)
+        for rows, choices in (
+            (min(_FEW_ROWS, max_num_seqs), _TOKENS_OF_FEW_ROWS),
+            (max_num_seqs, _TOKENS_OF_MANY_ROWS),
+        )
+        for num_tokens in (*choices, max_num_batched_tokens)
+        if num_tokens <= max_num_batched_tokens
     }
     return (*decodes, *sorted(mixed))
 
@@ -66,3 +73,15 @@ class BucketChooser:
             if bucket.num_tokens >= num_tokens and bucket.num_rows >= num_rows:
                 return bucket
         raise AssertionError(f"no bucket for {num_tokens} tokens in {num_rows} rows")
+
+    def fit(self, num_tokens: int, num_rows: int) -> int:
+        """How many of these tokens to take so that a mixed step does not compute mostly padding."""
+        smaller = 0
+        for bucket in self._mixed:
+            if bucket.num_rows < num_rows:
+                continue
+            if bucket.num_tokens >= num_tokens:
+                is_full = num_tokens >= _LEAST_FILL * bucket.num_tokens
+                return num_tokens if is_full or not smaller else smaller
+            smaller = bucket.num_tokens
+        return smaller

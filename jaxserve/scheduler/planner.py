@@ -63,9 +63,11 @@ class Planner:
             slots.attention_at[seq.slot] = pager.attention_at(seq)
 
     def _continue_prefills(self, draft: StepDraft) -> None:
-        for seq in sorted(self._roster.prefilling, key=lambda seq: seq.importance):
+        prefilling = sorted(self._roster.prefilling, key=lambda seq: seq.importance)
+        for seq in prefilling:
             if draft.budget > 0 and seq.slot != NO_SLOT:
-                self._plan_chunk(seq, draft)
+                is_last = seq is prefilling[-1] and not self._may_start_waiting()
+                self._plan_chunk(seq, draft, is_last)
 
     def _start_waiting(self, draft: StepDraft) -> None:
         waiting = self._roster.waiting
@@ -84,7 +86,7 @@ class Planner:
             waiting.pop()
             if outcome is Outcome.BEHIND:
                 behind.append(seq)
-            elif not self._plan_chunk(seq, draft):
+            elif not self._plan_chunk(seq, draft, not self._may_start_waiting()):
                 self._roster.preempt(seq, draft)
                 break
         for seq in behind:
@@ -97,10 +99,18 @@ class Planner:
         victim = self._roster.least_important()
         return victim if victim.importance.priority > seq.importance.priority else None
 
-    def _plan_chunk(self, seq: Sequence, draft: StepDraft) -> bool:
-        """Compute as much of the sequence as the budget and the pages allow; False: nothing."""
+    def _plan_chunk(self, seq: Sequence, draft: StepDraft, is_last: bool) -> bool:
+        """Compute as much of the sequence as the budget and the pages allow; False: nothing.
+
+        The last chunk of a step is cut so that the step fills its bucket well.
+        """
         start = int(self._roster.slots.positions[seq.slot])
         end = min(len(seq.tokens), start + draft.budget)
+        if is_last:
+            num_before = self._chooser.max_num_tokens - draft.budget
+            num_rows = self._roster.slots.decodable().size + len(draft.chunks) + 1
+            fit = self._chooser.fit(num_before + end - start, num_rows) - num_before
+            end = start + fit if fit > 0 else end
         end = self._find_pages(seq, end, draft, start + 1)
         if end <= start:
             return False

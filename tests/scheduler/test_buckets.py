@@ -31,9 +31,20 @@ def test_at_most_twenty_graphs_hold_every_step(max_num_seqs: int, max_num_batche
 def test_the_smallest_bucket_is_chosen():
     chooser = BucketChooser(default_buckets(64, 2048), 64, 2048)
     assert chooser.choose(3, 3, is_decode=True) == Bucket(4, 4, True)
-    assert chooser.choose(17, 2, is_decode=False) == Bucket(64, 8, False)
-    assert chooser.choose(17, 9, is_decode=False) == Bucket(64, 64, False)
+    assert chooser.choose(17, 2, is_decode=False) == Bucket(32, 8, False)
+    assert chooser.choose(17, 9, is_decode=False) == Bucket(128, 64, False)
     assert chooser.choose(1025, 1, is_decode=False) == Bucket(2048, 8, False)
+
+
+def test_a_step_that_would_be_mostly_padding_is_cut_to_the_next_smaller_bucket():
+    chooser = BucketChooser(default_buckets(64, 2048), 64, 2048)
+    assert chooser.fit(300, 1) == 256 and chooser.fit(400, 1) == 400
+    assert chooser.fit(1100, 3) == 1024 and chooser.fit(1600, 3) == 1600
+    assert chooser.fit(5, 1) == 5 and chooser.fit(70, 64) == 70
+    for tokens in range(1, 2049):
+        fit = chooser.fit(tokens, 1)
+        bucket = chooser.choose(fit, 1, is_decode=False)
+        assert 0 < fit <= tokens and (fit >= 0.75 * bucket.num_tokens or bucket.num_tokens == 16)
 
 
 @pytest.mark.parametrize(
