@@ -9,9 +9,9 @@ PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration
 
 Every setting is a flag of `jaxserve serve` and `jaxserve generate`, an environment variable, a key
-of the YAML file given by `--config` (or `JAXSERVE_CONFIG`), and a keyword of `LLM(...)`. A flag wins
-over an environment variable, that over the file, that over the default. Unknown names are refused.
-`LLM` reads neither environment nor file.
+of the YAML file given by `--config` (or `JAXSERVE_CONFIG`), and a keyword of `LLM(...)`. A flag
+wins over an environment variable, that over the file, that over the default. Unknown names are
+refused. `LLM` reads neither environment nor file.
 
 In the file, keys may stand alone or in their section:
 
