@@ -301,7 +301,13 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(given, str):
         templates[DEFAULT] = given
     elif isinstance(given, list):
-        templates = {entry["name"]: entry["template"] for entry in given}
+        try:
+            templates = {str(entry["name"]): str(entry["template"]) for entry in given}
+        except (KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{folder / 'tokenizer_config.json'}: field 'chat_template' is a list; expected "
+                "objects with a name and a template"
+            ) from error
     for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
         templates[path.stem] = path.read_text(encoding="utf-8")
     own_file = folder / "chat_template.jinja"

@@ -23,7 +23,7 @@ from jaxserve.engine.core import Engine, StartupReport
 from jaxserve.engine.host_memory import available_bytes
 from jaxserve.errors import ConfigError
 from jaxserve.kv.blocks import Namespace
-from jaxserve.kv.pool import create_pool, page_bytes, storage_dtype
+from jaxserve.kv.pool import KVPool, create_pool, page_bytes, storage_dtype
 from jaxserve.models import layers as nn
 from jaxserve.pallas_kernels.cpu import ops as native
 from jaxserve.pallas_kernels.cpu.build import load as load_native
@@ -97,7 +97,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     runner = Runner(
         program,
         model.params,
-        create_pool(groups, num_pages, shape.page_size, dtype, _pool_shardings(groups, mesh)),
+        _create_pool(groups, num_pages, shape.page_size, dtype, mesh),
         create_state(shape, _replicated(mesh)),
         buckets,
         ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
@@ -165,13 +165,27 @@ def _use_native_cpu(config: Config, mesh: Mesh | None) -> bool:
 def _mesh(tensor_parallel_size: int) -> Mesh | None:
     """The mesh, or None for one device. Asks for virtual CPU devices if it is not too late."""
     if tensor_parallel_size == 1:
+        _check_backend()
         return None
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", tensor_parallel_size)
         except RuntimeError:
             pass  # the backend is already up with the devices it has; make_mesh says if too few
+    _check_backend()
     return make_mesh(tensor_parallel_size)
+
+
+def _check_backend() -> None:
+    """Start JAX's backend; ConfigError if JAX_PLATFORMS asks for what is not here."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter: no plugin for the platform
+        platforms = jax.config.values["jax_platforms"]
+        reason = str(error).strip() or "no such device"
+        raise ConfigError(
+            f"JAX cannot start on {platforms or 'any platform'!r} (JAX_PLATFORMS): {reason}"
+        ) from error
 
 
 def _replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
@@ -192,6 +206,24 @@ def _pool_shardings(
         )
         for group in groups
     )
+
+
+def _create_pool(
+    groups: tuple[KVGroup, ...],
+    num_pages: tuple[int, ...],
+    page_size: int,
+    dtype: np.dtype,
+    mesh: Mesh | None,
+) -> KVPool:
+    try:
+        pool = create_pool(groups, num_pages, page_size, dtype, _pool_shardings(groups, mesh))
+        return jax.block_until_ready(pool)
+    except jax.errors.JaxRuntimeError as error:
+        num_bytes = num_pages[0] * _bytes_per_page(groups, page_size, dtype)
+        raise ConfigError(
+            f"{num_pages[0]} KV pages of {num_bytes} bytes do not fit into the device's memory: "
+            f"lower num_pages or kv_bytes ({str(error).splitlines()[0][:200]})"
+        ) from error
 
 
 def _namespace(

@@ -1,7 +1,10 @@
 """The real engine on a tiny checkpoint: what a client notices of batches, aborts and seeds."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from jaxserve.config import CacheConfig, Config, ModelConfig, RuntimeConfig, SchedulerConfig
 from jaxserve.engine import Engine, build_engine
+from jaxserve.errors import ConfigError
 from jaxserve.types import FinishReason, Request, SamplingParams, TokenEvent
 from tests.fake_engine import byte_level_backend
 
@@ -185,3 +189,23 @@ def test_the_end_token_of_the_tokenizer_ends_an_answer_too(tmp_path: Path):
     )
     engine.close()
     assert engine.eos_token_ids == (*engine.model.config.eos_token_ids, 1)
+
+
+def test_more_pages_than_memory_is_an_error_that_says_so():
+    with pytest.raises(ConfigError, match="^100000000 KV pages .* lower num_pages"):
+        build_engine(
+            Config(model=ModelConfig(model=str(TINY)), cache=CacheConfig(num_pages=100_000_000))
+        )
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxserve.cli", "generate", "x", "--model", str(TINY)],
+        env=os.environ | {"JAX_PLATFORMS": "nope"},
+        cwd=TINY.parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("jaxserve: error: JAX cannot start on 'nope' (JAX_PLATFORMS):")
+    assert run.stderr.count("\n") == 1

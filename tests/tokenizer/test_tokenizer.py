@@ -187,6 +187,9 @@ def test_broken_files_are_named(tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text("[1")
     with pytest.raises(WeightsError, match=r"tokenizer_config\.json"):
         Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "default"}]}')
+    with pytest.raises(WeightsError, match=r"tokenizer_config\.json: field 'chat_template'"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_generation_config_is_kept(tmp_path: Path):
