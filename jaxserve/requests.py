@@ -178,6 +178,14 @@ def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
     checked["allowed_token_ids"] = _check_allowed(
         sampling.allowed_token_ids, checked["banned_token_ids"], limits.vocab_size
     )
+    if checked["allowed_token_ids"] is not None and checked["min_tokens"]:
+        ends = {*checked["stop_token_ids"], *(() if sampling.ignore_eos else limits.eos_token_ids)}
+        if not set(checked["allowed_token_ids"]) - {*checked["banned_token_ids"], *ends}:
+            raise RequestError(
+                f"min_tokens is {checked['min_tokens']}, but allowed_token_ids leaves only tokens "
+                "that end the answer; allow others, or set min_tokens to 0",
+                param="min_tokens",
+            )
     return replace(sampling, **checked)
 
 

@@ -109,10 +109,10 @@ def story_chat(rng: Random) -> list[Message]:
     return turn(request.format(hero=hero, friend=friend), stories.story(rng, hero, friend))
 
 
-def sum_chat(rng: Random) -> list[Message]:
-    """One to four sums or differences of numbers below 50."""
+def sum_chat(rng: Random, num_sums: int | None = None) -> list[Message]:
+    """Sums or differences of numbers below 50, one a turn; one to four unless told."""
     messages: list[Message] = []
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, 4) if num_sums is None else num_sums):
         most = rng.choice((10, 10, 20, 50))
         left, right = rng.randrange(most), rng.randrange(most)
         sign, result = "+", left + right
@@ -122,6 +122,11 @@ def sum_chat(rng: Random) -> list[Message]:
         wording = rng.choice(("{}", "What is {}?", "{} = ?", "How much is {}?", "Calculate {}."))
         messages += turn(wording.format(f"{left} {sign} {right}"), str(result))
     return messages
+
+
+def sum_drill(rng: Random) -> list[Message]:
+    """Ten sums in a row."""
+    return sum_chat(rng, 10)
 
 
 def list_chat(rng: Random) -> list[Message]:
@@ -169,11 +174,15 @@ def small_talk(rng: Random) -> list[Message]:
     return turn(rng.choice(questions), answer)
 
 
-SHORT_CHATS = (story_chat, sum_chat, list_chat, copy_chat, small_talk)
+SHORT_CHATS = (story_chat, sum_chat, list_chat, copy_chat, small_talk, sum_drill)
 
 
-def short_chat(rng: Random, weights: tuple[float, ...] = (3, 4, 3, 4, 0.5)) -> list[Message]:
-    """A conversation of another kind than retrieval, at times after a system message."""
+def short_chat(rng: Random, weights: tuple[float, ...]) -> list[Message]:
+    """A conversation of another kind than retrieval, at times after a system message.
+
+    Args:
+        weights: how often each of SHORT_CHATS comes.
+    """
     messages = rng.choices(SHORT_CHATS, weights)[0](rng)
     return with_system(rng, messages)
 

@@ -38,16 +38,18 @@ MATRIX_LR, OTHER_LR = 0.02, 4e-3
 NUM_BATCHES_AHEAD = 8
 WARMUP_STEPS = 50
 
-COPYING = (0.5, 1.0, 1.0, 12.0, 0.1)
-EVERYTHING = (2.0, 8.0, 3.0, 5.0, 0.5)
+COPYING = (0.5, 1.0, 1.0, 12.0, 0.1, 0.0)
+EVERYTHING = (2.0, 8.0, 3.0, 5.0, 0.5, 0.0)
+POLISH = (5.0, 2.0, 3.0, 4.0, 1.5, 6.0)
 PHASES = (
     Phase(200, 32, 96, 0.9, COPYING, 4, 4, 0.05, 0.9),
     Phase(250, 16, 160, 0.3, COPYING, 5, 5, 0.02, 0.9),
     Phase(200, 16, 256, 0.4, EVERYTHING, 8, 8, 0.02, 0.8),
     Phase(150, 8, 512, 0.6, EVERYTHING, 14, 14, 0.02, 0.6),
     Phase(400, 4, 1056, 0.7, EVERYTHING, 20, 16, 0.02, 0.5),
+    Phase(650, 4, 1056, 0.85, POLISH, 20, 16, 0.02, 0.5),
 )
-DECAY_FIRST_STEP = 700
+DECAYS = ((700, 1200, 1.0), (1200, 1850, 0.4))  # first step, end, rate at the first as a share
 
 
 @jax.tree_util.register_dataclass
@@ -106,23 +108,28 @@ def loss_of(
     return jnp.sum(losses * weights) / jnp.sum(weights), right
 
 
-def make_optimizer(params: Params, num_steps: int) -> optax.GradientTransformation:
-    """Muon for the matrices of the layers, Adam for the rest; flat, then falling as 1 - sqrt."""
+def learning_rate(peak: float) -> optax.Schedule:
+    """A rise, a plateau, and falls as 1 - sqrt: one for retrieval, one for the short tasks."""
 
-    def schedule(peak: float) -> optax.Schedule:
-        def rate(step: Any) -> Any:
-            done = jnp.maximum(step - DECAY_FIRST_STEP, 0.0) / max(num_steps - DECAY_FIRST_STEP, 1)
-            rise = jnp.minimum(step / WARMUP_STEPS, 1.0)
-            return peak * jnp.minimum(rise, 1.02 - jnp.sqrt(done))
+    def rate(step: Any) -> Any:
+        share = jnp.minimum(step / WARMUP_STEPS, 1.0)
+        for first_step, end_step, highest in DECAYS:
+            done = jnp.maximum(step - first_step, 0.0) / (end_step - first_step)
+            falling = highest * (1.02 - jnp.sqrt(done))
+            share = jnp.where(step < first_step, share, jnp.minimum(falling, 1.0))
+        return peak * share
 
-        return rate
+    return rate
 
+
+def make_optimizer(params: Params) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, Adam for the rest."""
     labels = jax.tree.map(lambda _: "other", params)
     labels["layers"] = jax.tree.map(lambda _: "matrix", params["layers"])
     return optax.partition(
         {
-            "matrix": optax.contrib.muon(schedule(MATRIX_LR)),
-            "other": optax.adam(schedule(OTHER_LR), b1=0.9, b2=0.98),
+            "matrix": optax.contrib.muon(learning_rate(MATRIX_LR)),
+            "other": optax.adam(learning_rate(OTHER_LR), b1=0.9, b2=0.98),
         },
         labels,
     )
@@ -213,7 +220,7 @@ def train(output: Path, work: Path, seed: int, num_steps: int) -> None:
     encoder = Encoder(tokenizer)
     config = export.decoder_config(tokenizer)
     params = initial_params(config, seed)
-    optimizer = make_optimizer(params, num_steps)
+    optimizer = make_optimizer(params)
     state = TrainState(params, optimizer.init(params), jnp.int32(0))
     if (work / "state.npz").exists():
         state = load_state(work / "state.npz", state)

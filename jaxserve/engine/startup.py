@@ -22,6 +22,7 @@ from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.engine.core import Engine, StartupReport
 from jaxserve.engine.host_memory import available_bytes
 from jaxserve.errors import ConfigError
+from jaxserve.folders import user_cache_folder
 from jaxserve.kv.blocks import Namespace
 from jaxserve.kv.pool import KVPool, create_pool, page_bytes, storage_dtype
 from jaxserve.models import layers as nn
@@ -38,6 +39,9 @@ from jaxserve.types import KVGroup, Progress, group_layers, no_progress
 from jaxserve.weights import LoadedModel, load_checkpoint
 
 logger = logging.getLogger(__name__)
+
+MIN_CONTEXT_TOKENS = 256
+"""A context that memory cuts below this is an error, not a warning."""
 
 LAYOUT_VERSION = 1
 """Changes when the bytes of a block change meaning; part of every block's namespace."""
@@ -139,12 +143,12 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
 def compile_cache_dir(folder: str | None) -> Path | None:
     """Where compiled programs are kept: `jaxserve/xla` in the user's cache folder if None is given.
 
-    "" turns it off: the result is None.
+    "" turns it off, and so does having no home: the result is None.
     """
-    if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home) / "jaxserve" / "xla"
-    return Path(folder) if folder else None
+    if folder is not None:
+        return Path(folder) if folder else None
+    root = user_cache_folder()
+    return root and root / "xla"
 
 
 def use_compile_cache(folder: Path) -> None:
@@ -260,16 +264,22 @@ def _resolve(
     if num_pages is None:
         most_useful = config.scheduler.max_num_seqs * -(-max_len // page_size)
         kv_bytes = config.cache.kv_bytes or _free_kv_bytes()
-        num_pages = max(1, kv_bytes // bytes_per_page)
+        num_pages = max(0, kv_bytes // bytes_per_page)
         if config.cache.kv_bytes is None:
             num_pages = min(num_pages, most_useful)
     capacity = num_pages * page_size
+    num_rows = 2 * num_pages * max(len(g.layers) * g.cache.num_kv_heads for g in groups)
+    if num_rows >= 2**31:
+        raise ConfigError(
+            f"{num_pages} KV pages of {page_size} tokens make {num_rows} rows, more than an int32 "
+            "can index: use a larger page_size or fewer pages"
+        )
     if capacity < max_len:
-        if config.model.max_model_len is not None:
+        if config.model.max_model_len is not None or capacity < MIN_CONTEXT_TOKENS:
             raise ConfigError(
                 f"max_model_len {max_len} needs {-(-max_len // page_size)} KV pages of {page_size} "
                 f"tokens ({bytes_per_page} bytes each); there are {num_pages}: lower "
-                f"max_model_len to {capacity}, or give more memory (kv_bytes, num_pages)"
+                f"max_model_len to {max(capacity, 1)}, or give more memory (kv_bytes, num_pages)"
             )
         logger.warning("max_model_len lowered from %d to %d: KV pages", max_len, capacity)
         max_len = capacity

@@ -17,6 +17,7 @@ from typing import Any
 import blake3
 from tqdm import tqdm
 
+from jaxserve.folders import user_cache_folder
 from jaxserve.weights.safetensors import TensorFiles
 
 CACHE_NAME = ".jaxserve-fingerprint.json"
@@ -95,9 +96,11 @@ def _stamp(path: Path) -> list[int]:
 
 def _cache_paths(folder: Path) -> list[Path]:
     """Beside the weights, and in the user's cache folder."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    beside, root = folder / CACHE_NAME, user_cache_folder()
+    if root is None:
+        return [beside]
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    return [folder / CACHE_NAME, root / "jaxserve" / "fingerprints" / f"{key}.json"]
+    return [beside, root / "fingerprints" / f"{key}.json"]
 
 
 def _read_cache(path: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import jax
 import jaxlib
 
+from jaxserve.folders import user_cache_folder
+
 logger = logging.getLogger(__name__)
 
 SOURCES = ("native.cc", "kernels.inc")
@@ -125,8 +127,10 @@ def _run(command: list[str]) -> str:
 
 def _cache_folder() -> Path:
     """A folder that nobody else can write to: what is in it gets executed."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "jaxserve" / "native"
+    root = user_cache_folder()
+    if root is None:
+        raise _Unavailable("the user has no home folder to keep them in: set XDG_CACHE_HOME")
+    folder = root / "native"
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     about = folder.lstat()

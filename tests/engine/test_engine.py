@@ -209,3 +209,25 @@ def test_a_platform_that_is_not_there_is_one_line():
     assert run.returncode == 2
     assert run.stderr.startswith("jaxserve: error: JAX cannot start on 'nope' (JAX_PLATFORMS):")
     assert run.stderr.count("\n") == 1
+
+
+def test_memory_for_less_than_a_useful_context_is_an_error():
+    with pytest.raises(ConfigError, match="needs 32 KV pages of 16 tokens"):
+        build_engine(
+            Config(model=ModelConfig(model=str(TINY)), cache=CacheConfig(kv_bytes=1024)),
+        )
+
+
+def test_an_engine_starts_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    build_engine(
+        Config(
+            model=ModelConfig(model=str(TINY), max_model_len=64),
+            cache=CacheConfig(num_pages=8),
+            runtime=RuntimeConfig(warmup=False),
+        )
+    ).close()

@@ -153,3 +153,10 @@ def test_recommendations_of_a_checkpoint_are_taken_where_they_make_sense():
     sampling = default_sampling(recommended, max_tokens=5)
     assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (0.6, 20, 5)
     assert (sampling.top_p, sampling.min_p) == (1.0, 0.0)
+
+
+def test_min_tokens_with_nothing_allowed_but_ends_is_refused():
+    with pytest.raises(RequestError, match="leaves only tokens that end the answer"):
+        make(allowed_token_ids=(3, 4), stop_token_ids=(3, 4), min_tokens=1)
+    make(allowed_token_ids=(3, 4), stop_token_ids=(3,), min_tokens=1)
+    make(allowed_token_ids=(3, 4), stop_token_ids=(3, 4), min_tokens=0)
