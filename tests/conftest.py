@@ -1,6 +1,7 @@
 """Strict JAX for every test: several CPU devices, no implicit promotion of dtypes or ranks."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -18,3 +19,5 @@ import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell's background job ignores Ctrl-C, and so would the tests that send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
