@@ -10,7 +10,7 @@ from jaxserve.embedded import tasks, words
 from jaxserve.embedded.corpus import Encoder, Phase, phase_of
 from jaxserve.embedded.tokenizer_training import END, SPECIAL_TOKENS, train_tokenizer
 
-PHASE = Phase(3, 2, 256, 0.3, (1.0, 1.0, 1.0, 1.0, 1.0), 6, 6, 0.05, 0.4)
+PHASE = Phase(3, 2, 256, 0.3, (1.0, 1.0, 1.0, 1.0, 1.0, 1.0), 6, 6, 0.05, 0.4)
 
 
 @pytest.fixture(scope="module")
