@@ -116,7 +116,7 @@ def in_process(job: Job, args: argparse.Namespace, report: Report) -> None:
                 model=str(job.model),
                 dtype=job.dtype,
             )
-            ways["transformers"] = dict.fromkeys(job.measures, args.way)
+            ways["transformers"] = dict.fromkeys(job.measures, args.way or "")
             if not args.way:
                 trial = start_peer()  # one of its own: what it allocates must not count
                 ways["transformers"] = find_ways(job, trial)

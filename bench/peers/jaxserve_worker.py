@@ -45,7 +45,7 @@ def start(settings: "dict[str, Any]") -> "dict[str, Command]":
 
     engine = build_engine(config_from_keywords(settings))
     watch = Stopwatch(engine)
-    llm = LLM(engine=watch)
+    llm = LLM(engine=watch)  # pyright: ignore[reportArgumentType]
 
     def run(
         prompts: "list[list[int]]", answer_lens: "list[int]", way: str = ""

@@ -13,6 +13,7 @@ A ragged batch is padded on the left and runs until its longest answer is there,
 import time
 from typing import Any
 
+# pyright: reportMissingImports=false
 import torch
 import transformers
 from torch.nn import functional
