@@ -162,7 +162,7 @@ def test_sampling_fields_reach_the_engine_under_vllms_names(post: Any, engine: F
         "ignore_eos": True,
         "min_tokens": 2,
         "skip_special_tokens": False,
-        "allowed_token_ids": [5, 6],
+        "allowed_token_ids": [5, 6, 7],
         "banned_token_ids": [6],
         "logit_bias": {"7": 1.5},
         "include_stop_str_in_output": True,
@@ -174,7 +174,7 @@ def test_sampling_fields_reach_the_engine_under_vllms_names(post: Any, engine: F
     expected = {
         **fields,
         "stop_token_ids": (5,),
-        "allowed_token_ids": (5, 6),
+        "allowed_token_ids": (5, 6, 7),
         "banned_token_ids": (6,),
         "logit_bias": {7: 1.5},
         "max_tokens": 4,
