@@ -4,6 +4,7 @@
     +-- ConfigError     an option, or a combination of options, that cannot work  (a ValueError)
     +-- WeightsError    a checkpoint that is broken, incomplete or not supported  (a ValueError)
     +-- RequestError    one request that cannot be served; the others go on       (a ValueError)
+    +-- StoreError      a KV store as a whole cannot answer; serving goes on      (a RuntimeError)
     +-- EngineDeadError the engine stopped and takes no more requests             (a RuntimeError)
 
 Each message says what was wrong, what was expected, and what to do about it.
@@ -35,6 +36,10 @@ class RequestError(JaxserveError, ValueError):
         super().__init__(message)
         self.param = param
         self.code = code
+
+
+class StoreError(JaxserveError, RuntimeError):
+    """A KV store as a whole cannot answer: connection lost, disk unreadable, no permission."""
 
 
 class EngineDeadError(JaxserveError, RuntimeError):

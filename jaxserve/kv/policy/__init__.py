@@ -1,0 +1,1 @@
+"""Which block leaves a full tier, and which may enter it."""
