@@ -9,7 +9,7 @@ evicts a suffix before the head it needs. Knows nothing of time, bytes, tiers or
 operation is O(1), amortised; memory is O(capacity).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol
 
 from jaxserve.kv.blocks import BlockHash
@@ -40,11 +40,15 @@ class Policy(Protocol):
     def victim(self, may_leave: Callable[[BlockHash], bool]) -> BlockHash | None:
         """The resident key that should leave first among those that may; None if none may.
 
-        Changes nothing that a second call would notice: the tier calls `remove(evicted=True)` if
-        it follows the advice.
+        A question, not an order: the key stays resident until the tier calls `remove`. A policy
+        may age its keys meanwhile, and counts a key that may not leave as just used.
         """
         ...
 
     def remove(self, key: BlockHash, *, evicted: bool) -> None:
         """The key is no longer resident: `evicted` to make room, or taken back for good."""
+        ...
+
+    def check_integrity(self, resident: Set[BlockHash]) -> None:
+        """Assert, for tests, that the policy's keys are those resident in the tier, and no more."""
         ...
