@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from jaxserve.kv.transfer_plan import NO_TRANSFERS, TransferPlan
 from jaxserve.types import SamplingParams
 
 
@@ -81,11 +82,15 @@ class PageUpdates:
     pages: Int32[np.ndarray, " updates"]
 
 
+NO_STEP = Bucket(0, 0, True)
+"""The bucket of a plan that only moves blocks between tiers."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step. Updates per group are at most num_rows + num_tokens // page_size of the bucket.
 
-    `row_seqs` are the scheduler's own sequences, row by row; nobody else looks inside.
+    `transfers` come before it; with `NO_STEP` as bucket they are all. `row_seqs` are the scheduler's own sequences, row by row; nobody else looks inside.
     """
 
     step_id: int
@@ -97,6 +102,7 @@ class StepPlan:
     page_updates: tuple[PageUpdates, ...]
     wants_logprobs: bool = False
     wants_prompt_logprobs: bool = False
+    transfers: TransferPlan = NO_TRANSFERS
     row_seqs: tuple[Any, ...] = field(default=(), repr=False)
 
     @property

@@ -95,6 +95,7 @@ class Request:
         priority: smaller runs earlier under the priority policy.
         arrival_s: time.monotonic() at arrival; orders equal priorities.
         cache_salt: requests share cached blocks only with requests of the same salt.
+        no_store: nothing of it is kept for other requests, in no tier.
     """
 
     request_id: str
@@ -104,6 +105,7 @@ class Request:
     priority: int = 0
     arrival_s: float = 0.0
     cache_salt: str = ""
+    no_store: bool = False
 
 
 class TokenLogprobs(NamedTuple):

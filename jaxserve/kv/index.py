@@ -8,14 +8,15 @@ Per KV group, each page is in exactly one of three states:
 
 Free pages are handed out first, then the cached page that was released longest ago. A sequence
 releases its pages last page first, so a suffix is evicted before the head that it needs.
-Every operation is O(1) in the number of pages. The index has no arrays and knows no sequences;
-residency in the host and store tiers will be kept here beside the device's.
+Every operation is O(1) in the number of pages. The index has no arrays and knows no sequences.
+A `Listener` hears of each block that gets a name and of each that loses its page to another: lower
+tiers live from that.
 """
 
 import enum
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.types import KVGroup
@@ -50,15 +51,30 @@ class Lookup(NamedTuple):
 _MISS = Lookup(LookupState.MISS)
 
 
+class Listener(Protocol):
+    """Hears what becomes of named blocks; must not change the index."""
+
+    def published(self, group: int, page: int, block_hash: BlockHash) -> None:
+        """The page has got a name; what it holds is written by steps already planned."""
+        ...
+
+    def evicted(self, group: int, page: int, block_hash: BlockHash) -> None:
+        """The page is about to be reused; it holds the block until the next step."""
+        ...
+
+
 class GroupIndex:
     """Pages of one KV group on the device.
 
     Args:
         num_pages: pages of the group's pool.
+        group: number of the group, for the listener.
     """
 
-    def __init__(self, num_pages: int):
+    def __init__(self, num_pages: int, group: int = 0):
         self.num_pages = num_pages
+        self.group = group
+        self.listener: Listener | None = None
         self._references = [0] * num_pages
         self._pins = [0] * num_pages
         self._generations = [0] * num_pages
@@ -116,7 +132,9 @@ class GroupIndex:
         else:
             assert self._evictable, "no page is available; the caller checks num_available"
             page, _ = self._evictable.popitem(last=False)
-            self._unname(page)
+            block_hash = self._unname(page)
+            if self.listener is not None:
+                self.listener.evicted(self.group, page, block_hash)
         self._references[page] = 1
         self._generations[page] += 1
         return page
@@ -147,6 +165,8 @@ class GroupIndex:
         assert self._hashes[page] is None, f"page {page} already holds another block"
         self._pages[block_hash] = page
         self._hashes[page] = block_hash
+        if self.listener is not None:
+            self.listener.published(self.group, page, block_hash)
         return True
 
     def forget(self, block_hash: BlockHash) -> bool:
@@ -190,11 +210,12 @@ class GroupIndex:
         else:
             self._evictable[page] = None
 
-    def _unname(self, page: int) -> None:
+    def _unname(self, page: int) -> BlockHash:
         block_hash = self._hashes[page]
         assert block_hash is not None
         del self._pages[block_hash]
         self._hashes[page] = None
+        return block_hash
 
     def check_integrity(self, references: Mapping[int, int] | None = None) -> None:
         """Recount everything; AssertionError says what is wrong.
@@ -241,8 +262,13 @@ class KVIndex:
     def __init__(self, kv_groups: Sequence[KVGroup], num_pages: Sequence[int], page_size: int):
         assert len(kv_groups) == len(num_pages) > 0
         self.page_size = page_size
-        self.groups = tuple(GroupIndex(count) for count in num_pages)
+        self.groups = tuple(GroupIndex(count, group) for group, count in enumerate(num_pages))
         self.windows = tuple(group.cache.window for group in kv_groups)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of all groups' blocks from now on."""
+        for group in self.groups:
+            group.listener = listener
 
     @property
     def num_available(self) -> int:
@@ -255,36 +281,52 @@ class KVIndex:
             return 0
         return max(0, next_position - window + 1) // self.page_size
 
-    def longest_prefix(self, hashes: Sequence[BlockHash]) -> int:
+    def longest_prefix(
+        self,
+        hashes: Sequence[BlockHash],
+        elsewhere: Callable[[BlockHash, int], bool] | None = None,
+    ) -> int:
         """Most leading blocks that can be skipped: what the next query sees is all resident.
 
         A group that sees everything must hold all of them, a window group only those that reach
         into the window of the first position after them.
+
+        Args:
+            elsewhere: says whether a block of a group can be had from another tier; without it
+                only the device counts.
         """
         num_blocks = len(hashes)
+        windowed: list[tuple[GroupIndex, int]] = []
         for group, window in zip(self.groups, self.windows, strict=True):
-            if window is None:
+            if window is not None:
+                windowed.append((group, window))
+            elif elsewhere is None:
                 num_blocks = group.count_leading(hashes[:num_blocks])
-        windowed = [
-            (group, window)
-            for group, window in zip(self.groups, self.windows, strict=True)
-            if window is not None
-        ]
+            else:
+                num_blocks = _count_leading(group, hashes[:num_blocks], elsewhere)
         before = -1
         while windowed and before != num_blocks:
             before = num_blocks
             for group, window in windowed:
-                num_blocks = self._shrink_to_window(group, window, hashes, num_blocks)
+                num_blocks = self._shrink_to_window(group, window, hashes, num_blocks, elsewhere)
         return num_blocks
 
     def _shrink_to_window(
-        self, group: GroupIndex, window: int, hashes: Sequence[BlockHash], num_blocks: int
+        self,
+        group: GroupIndex,
+        window: int,
+        hashes: Sequence[BlockHash],
+        num_blocks: int,
+        elsewhere: Callable[[BlockHash, int], bool] | None,
     ) -> int:
         """The largest count, at most `num_blocks`, whose window is resident in the group."""
         block = num_blocks
         while block > self.first_needed(window, num_blocks * self.page_size):
             block -= 1
-            if group.lookup(hashes[block]).state is not LookupState.HIT:
+            block_hash = hashes[block]
+            if group.lookup(block_hash).state is LookupState.HIT:
+                continue
+            if elsewhere is None or not elsewhere(block_hash, group.group):
                 num_blocks = block
         return num_blocks
 
@@ -295,3 +337,14 @@ class KVIndex:
                 group.check_integrity(references[group_index] if references else None)
             except AssertionError as error:
                 raise AssertionError(f"KV group {group_index}: {error}") from error
+
+
+def _count_leading(
+    group: GroupIndex, hashes: Sequence[BlockHash], elsewhere: Callable[[BlockHash, int], bool]
+) -> int:
+    """How many blocks from the first one on are on the device or elsewhere, without a gap."""
+    for index, block_hash in enumerate(hashes):
+        if group.lookup(block_hash).state is LookupState.MISS:
+            if not elsewhere(block_hash, group.group):
+                return index
+    return len(hashes)

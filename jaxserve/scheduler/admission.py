@@ -8,8 +8,10 @@ rarely the next one to be preempted. If nothing runs, it always starts.
 import enum
 from dataclasses import dataclass
 
+from jaxserve.kv.tiers import DEVICE
 from jaxserve.plan import SlotLoad
 from jaxserve.scheduler.draft import StepDraft
+from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import Sequence
 
@@ -36,11 +38,13 @@ class Admission:
 
     Args:
         roster: the sequences.
+        finder: finds and loads cached prefixes.
         max_step_tokens: most tokens of one step.
     """
 
-    def __init__(self, roster: Roster, max_step_tokens: int):
+    def __init__(self, roster: Roster, finder: PrefixFinder, max_step_tokens: int):
         self._roster = roster
+        self._finder = finder
         self._max_step_tokens = max_step_tokens
         self._refusal: _Refusal | None = None
         self.num_prefill_blocks = 0
@@ -53,28 +57,42 @@ class Admission:
         slots, pager = self._roster.slots, self._roster.pager
         if not slots.num_free or self._is_still_refused(seq):
             return Outcome.NO_ROOM
-        uses_cache = pager.enable_prefix_caching and seq.prompt_logprobs is None
-        num_blocks = 0
-        if uses_cache:
-            # The last known token is always computed: it yields the next one.
-            num_hashes = seq.hash_blocks(len(seq.tokens) - 1, pager.page_size)
-            hashes = seq.hashes[:num_hashes]
-            num_blocks = pager.index.longest_prefix(hashes)
-            if num_blocks < len(hashes) and hashes[num_blocks] in draft.computing:
-                return Outcome.BEHIND
+        names = self._finder.candidates(seq)
+        prefix = self._finder.find(seq, names)
+        if len(prefix.names) < len(names) and names[len(prefix.names)] in draft.computing:
+            return Outcome.BEHIND
+        if prefix.decision is not None and self._finder.is_loading_for_others(prefix):
+            return Outcome.BEHIND
         before = [group.num_available for group in pager.index.groups]
-        pager.take_prefix(seq, num_blocks)
-        if slots.num_used and not self._has_room(seq, before):
+        num_named = prefix.num_device
+        if seq.parked is not None:
+            num_named = min(num_named, len(seq.parked.names) - len(seq.parked.private))
+        missing = pager.hold_prefix(seq, prefix.names, num_named, prefix.end_tokens)
+        num_missing = [len(blocks) for blocks in missing]
+        if not self._has_room(seq, before, num_missing):
             pager.release(seq)
             return Outcome.NO_ROOM
         self._refusal = None
-        num_cached = num_blocks * pager.page_size
+        if any(missing):
+            pages = pager.fill_prefix(seq, missing)
+            if not self._finder.start(seq, prefix, pages):
+                pager.release(seq)
+                seq.loads_nothing = True
+                return self.try_start(seq, draft)
+            self._roster.loading[seq] = None
+        num_ready = prefix.end_tokens
+        if seq.job is not None:
+            num_ready = prefix.num_device * pager.page_size
         if seq.num_cached < 0:
-            seq.num_cached = num_cached
-            if uses_cache:
+            seq.num_cached = num_ready
+            if names:
                 self.queried_tokens += len(seq.tokens)
-                self.hit_tokens += num_cached
-        self._roster.enter(seq, num_cached)
+                self.hit_tokens += num_ready
+                seq.cached[DEVICE] = num_ready
+        if seq.job is None:
+            self._roster.unpark(seq)
+            seq.loads_nothing = False
+        self._roster.enter(seq, num_ready)
         draft.loads.append(_slot_load(seq))
         return Outcome.STARTED
 
@@ -90,10 +108,22 @@ class Admission:
             for group, required in zip(groups, refusal.required, strict=True)
         )
 
-    def _has_room(self, seq: Sequence, available_before: list[int]) -> bool:
+    def _has_room(self, seq: Sequence, available_before: list[int], num_missing: list[int]) -> bool:
+        """Whether there are pages for what a sequence lacks and for what others will need.
+
+        Args:
+            available_before: pages per group before it took its prefix.
+            num_missing: pages per group of its prefix that are not allocated yet.
+        """
         roster = self._roster
         groups = roster.pager.index.groups
+        if not roster.slots.num_used:
+            return all(
+                group.num_available >= pages
+                for group, pages in zip(groups, num_missing, strict=True)
+            )
         needed = roster.pager.missing_pages(seq, self._max_step_tokens)
+        needed = [a + b for a, b in zip(needed, num_missing, strict=True)]
         for running in roster.prefilling:
             outstanding = roster.pager.missing_pages(running, self._max_step_tokens)
             needed = [a + b for a, b in zip(needed, outstanding, strict=True)]

@@ -14,8 +14,10 @@ Invariants:
 - No step costs more because more sequences wait, beyond the heap's O(log n).
 """
 
+import time
 from array import array
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import count
 
@@ -23,10 +25,13 @@ from jaxserve.config import SchedulerConfig
 from jaxserve.errors import RequestError
 from jaxserve.kv.blocks import BlockHash, salted_root
 from jaxserve.kv.index import KVIndex
+from jaxserve.kv.planner import LoadPlanner
+from jaxserve.kv.tiers import Tiers
 from jaxserve.plan import Bucket, StepPlan, StepResult
 from jaxserve.scheduler.buckets import BucketChooser
 from jaxserve.scheduler.outcome import collect_prompt_logprobs, sampled_logprobs
 from jaxserve.scheduler.planner import Planner
+from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import Importance, Sequence
 from jaxserve.scheduler.stats import GroupPages, SchedulerStats
@@ -45,6 +50,9 @@ class Scheduler:
         namespace_root: `Namespace.root()` of what the engine runs.
         enable_prefix_caching: reuse the KV of equal prefixes.
         buckets: the compiled shapes.
+        tiers: what is below the device; None: nothing.
+        load_planner: decides whether to load or to recompute.
+        clock: seconds, never going back.
 
     Raises:
         ConfigError: the buckets do not cover the limits.
@@ -61,6 +69,9 @@ class Scheduler:
         namespace_root: BlockHash,
         enable_prefix_caching: bool,
         buckets: Seq[Bucket],
+        tiers: Tiers | None = None,
+        load_planner: LoadPlanner | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         max_num_seqs = scheduler_config.max_num_seqs
         self._chooser = BucketChooser(
@@ -70,15 +81,21 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._root = namespace_root
         self._index = KVIndex(kv_groups, num_pages, page_size)
-        self._roster = Roster(max_num_seqs, self._index, enable_prefix_caching)
-        self._planner = Planner(self._roster, self._chooser, self._is_by_priority)
+        self._roster = Roster(max_num_seqs, self._index, enable_prefix_caching, tiers)
+        if tiers is not None:
+            self._index.listen(tiers)
+        finder = PrefixFinder(
+            self._roster.pager, tiers, load_planner or LoadPlanner(page_size), clock
+        )
+        self._planner = Planner(self._roster, self._chooser, finder, self._is_by_priority, clock)
         self._order = count()
         self._unapplied: deque[int] = deque()
 
     @property
     def has_work(self) -> bool:
-        """Some request has not had its last event."""
-        return bool(self._roster.live)
+        """Some request has not had its last event, or blocks wait to be saved."""
+        tiers = self._roster.tiers
+        return bool(self._roster.live) or (tiers is not None and tiers.has_saves)
 
     @property
     def num_running(self) -> int:
@@ -229,6 +246,7 @@ class Scheduler:
             num_waiting=self.num_waiting,
             num_steps=planner.num_steps,
             num_preemptions=self._roster.num_preemptions,
+            recomputed_tokens=planner.recomputed_tokens,
             scheduled_prefill_tokens=planner.prefill_tokens,
             scheduled_decode_tokens=planner.decode_tokens,
             queried_tokens=admission.queried_tokens,

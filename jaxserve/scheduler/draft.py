@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.transfer_plan import PieceLoad
 from jaxserve.plan import PageUpdates, SlotLoad
 from jaxserve.scheduler.pager import PageEntry
 from jaxserve.scheduler.sequence import Sequence
@@ -32,6 +33,7 @@ class StepDraft:
         loads: slots that get a new sequence.
         chunks: prefills of the step.
         computing: names of the blocks that the chunks write, wholly or in part.
+        piece_loads: pieces that are written into pages before the step.
     """
 
     new_entries: list[list[PageEntry]]
@@ -39,6 +41,7 @@ class StepDraft:
     loads: list[SlotLoad] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     computing: set[BlockHash] = field(default_factory=set)
+    piece_loads: list[PieceLoad] = field(default_factory=list)
 
     def drop(self, slot: int) -> None:
         """Take back everything planned for a slot."""

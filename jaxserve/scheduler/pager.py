@@ -6,10 +6,15 @@ Invariant: in each group a sequence holds exactly one reference to each page fro
 
 from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
-from jaxserve.kv.index import KVIndex
-from jaxserve.scheduler.sequence import NEVER, Sequence
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.index import KVIndex, LookupState
+from jaxserve.scheduler.sequence import NEVER, Parked, Sequence
+
+NO_PAGE = -1
+"""A page that is yet to be allocated; only between `hold_prefix` and `fill_prefix`."""
 
 
 class PageEntry(NamedTuple):
@@ -64,17 +69,47 @@ class Pager:
             missing.append(max(0, wanted - (len(pages) - held_from)))
         return missing
 
-    def take_prefix(self, seq: Sequence, num_blocks: int) -> None:
-        """Hold the pages of the first `num_blocks` blocks, which must be resident."""
+    def hold_prefix(
+        self, seq: Sequence, names: Seq[BlockHash], num_blocks: int, end_tokens: int
+    ) -> list[list[int]]:
+        """Hold the pages of the first blocks that are on the device, as far as they are needed.
+
+        Args:
+            names: of the blocks up to `end_tokens`.
+            num_blocks: so many of them are on the device in every group, under their hashes.
+            end_tokens: the position from which the sequence will go on.
+
+        Returns:
+            Per group the blocks that are needed and not there; `fill_prefix` must follow, or
+            `release`.
+        """
+        missing: list[list[int]] = []
         for group_index, (group, window) in enumerate(
             zip(self.index.groups, self.index.windows, strict=True)
         ):
-            first = self.index.first_needed(window, num_blocks * self.page_size)
-            pages = [group.acquire(block_hash) for block_hash in seq.hashes[first:num_blocks]]
-            seq.pages[group_index] = [0] * first + pages
+            first = self.index.first_needed(window, end_tokens)
+            pages, lacking = [0] * min(first, len(names)), []
+            for block in range(first, len(names)):
+                if group.lookup(names[block]).state is LookupState.HIT:
+                    pages.append(group.acquire(names[block]))
+                else:
+                    pages.append(NO_PAGE)
+                    lacking.append(block)
+            seq.pages[group_index] = pages
             seq.held_from[group_index] = first
+            missing.append(lacking)
         seq.num_published = num_blocks
         seq.publish_at = (num_blocks + 1) * self.page_size if self.enable_prefix_caching else NEVER
+        return missing
+
+    def fill_prefix(self, seq: Sequence, missing: list[list[int]]) -> tuple[dict[int, int], ...]:
+        """Allocate pages for what `hold_prefix` found missing; by group, the page of each block."""
+        filled = []
+        for group, pages, lacking in zip(self.index.groups, seq.pages, missing, strict=True):
+            for block in lacking:
+                pages[block] = group.allocate()
+            filled.append({block: pages[block] for block in lacking})
+        return tuple(filled)
 
     def grow(self, seq: Sequence, num_tokens: int, new_entries: list[list[PageEntry]]) -> int:
         """Add pages until the table covers `num_tokens` tokens or pages run out.
@@ -120,7 +155,7 @@ class Pager:
 
         These tokens must be known, and the steps that compute them planned.
         """
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or seq.request.no_store or seq.parked is not None:
             return
         num_blocks = seq.hash_blocks(num_tokens, self.page_size)
         for block in range(seq.num_published, num_blocks):
@@ -133,13 +168,30 @@ class Pager:
             seq.num_published = num_blocks
             seq.publish_at = (num_blocks + 1) * self.page_size
 
+    def name_privately(self, seq: Sequence, parked: Parked) -> None:
+        """Name the blocks that no hash names, so that they outlive the sequence's pages."""
+        first = len(parked.names) - len(parked.private)
+        for group, pages, held_from in zip(
+            self.index.groups, seq.pages, seq.held_from, strict=True
+        ):
+            for block in range(max(first, held_from), len(parked.names)):
+                if group.hash_of(pages[block]) is None:
+                    group.publish(pages[block], parked.names[block])
+
+    def forget_private(self, parked: Parked) -> None:
+        """Undo `name_privately`; pages that the sequence holds again stay with it, unnamed."""
+        for group in self.index.groups:
+            for name in parked.private:
+                group.forget(name)
+
     def release(self, seq: Sequence) -> None:
         """Give all pages back, last page first, so that heads outlive their suffixes."""
         for group, pages, held_from in zip(
             self.index.groups, seq.pages, seq.held_from, strict=True
         ):
             for index in range(len(pages) - 1, held_from - 1, -1):
-                group.release(pages[index])
+                if pages[index] != NO_PAGE:
+                    group.release(pages[index])
         seq.forget_pages()
 
     def check_integrity(self, running: Iterable[Sequence], others: Iterable[Sequence]) -> None:

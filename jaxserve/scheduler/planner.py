@@ -3,14 +3,22 @@
 Changes the roster as if the step had run; the tokens follow later.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from jaxserve.plan import PrefillChunk, StepPlan
+from jaxserve.kv.loads import LoadJob, Piece
+from jaxserve.kv.tiers import DEVICE
+from jaxserve.kv.transfer_plan import NO_TRANSFERS, PieceLoad, TransferPlan
+from jaxserve.plan import NO_STEP, PrefillChunk, StepPlan
 from jaxserve.scheduler.admission import Admission, Outcome
 from jaxserve.scheduler.buckets import BucketChooser
 from jaxserve.scheduler.draft import Chunk, StepDraft
+from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import NO_SLOT, Sequence
+
+NO_SLOTS = np.zeros(0, np.int32)
 
 MAX_BEHIND = 8
 """Sequences that may be passed over in one step because another computes their prefix."""
@@ -22,27 +30,80 @@ class Planner:
     Args:
         roster: the sequences.
         chooser: finds the bucket of a step.
+        finder: finds and loads cached prefixes.
         is_by_priority: a waiting sequence may preempt running ones of lower priority.
+        clock: seconds, never going back.
     """
 
-    def __init__(self, roster: Roster, chooser: BucketChooser, is_by_priority: bool):
+    def __init__(
+        self,
+        roster: Roster,
+        chooser: BucketChooser,
+        finder: PrefixFinder,
+        is_by_priority: bool,
+        clock: Callable[[], float],
+    ):
         self._roster = roster
+        self._clock = clock
         self._chooser = chooser
         self._is_by_priority = is_by_priority
-        self.admission = Admission(roster, chooser.max_num_tokens)
+        self.admission = Admission(roster, finder, chooser.max_num_tokens)
         self.num_steps = 0
         self.prefill_tokens = 0
         self.decode_tokens = 0
+        self.recomputed_tokens = 0
+        """Positions computed again because of a preemption."""
 
     def plan(self) -> StepPlan | None:
         """The next step; None if no sequence can do anything before more tokens are applied."""
         draft = StepDraft([[] for _ in self._roster.pager.index.groups])
+        if self._roster.tiers is not None:
+            self._roster.tiers.poll()
+            for seq in list(self._roster.loading):
+                self._take_loads(seq, draft)
         self._extend_decodes(draft)
         if self._roster.prefilling or self._may_start_waiting():
             draft.budget = self._chooser.max_num_tokens - self._roster.slots.decodable().size
             self._continue_prefills(draft)
             self._start_waiting(draft)
         return self._commit(draft)
+
+    def _take_loads(self, seq: Sequence, draft: StepDraft) -> None:
+        """Go on from behind what has arrived for a sequence."""
+        slots, pager, tiers, job = (
+            self._roster.slots,
+            self._roster.pager,
+            self._roster.tiers,
+            seq.job,
+        )
+        assert tiers is not None and job is not None
+        position = int(slots.positions[seq.slot])
+        for piece in job.take(position):
+            if piece.source != DEVICE:
+                draft.piece_loads.append(_piece_load(job, piece, position // pager.page_size))
+                tiers.taken(piece)
+            after = job.position_after(piece)
+            if not job.is_resume:
+                seq.cached[piece.source] = seq.cached.get(piece.source, 0) + after - position
+                seq.num_cached += after - position
+                self.admission.hit_tokens += after - position
+            position = after
+        slots.positions[seq.slot] = position
+        if job.is_over(position):
+            is_whole = position >= job.end_tokens
+            self._roster.end_job(seq)
+            if job.all_or_nothing and not is_whole:
+                seq.loads_nothing = True
+                self._roster.preempt(seq, draft)
+                return
+            self._roster.unpark(seq)
+        elif job.all_or_nothing and self._clock() >= job.deadline_s:
+            seq.loads_nothing = True
+            self._roster.preempt(seq, draft)
+            return
+        num_before = seq.num_published
+        pager.publish(seq, position)
+        self.admission.num_prefill_blocks += seq.num_published - num_before
 
     def _may_start_waiting(self) -> bool:
         """A cheap test that spares the steps in which all slots are taken."""
@@ -86,7 +147,9 @@ class Planner:
             waiting.pop()
             if outcome is Outcome.BEHIND:
                 behind.append(seq)
-            elif not self._plan_chunk(seq, draft, not self._may_start_waiting()):
+            elif (
+                not self._plan_chunk(seq, draft, not self._may_start_waiting()) and seq.job is None
+            ):
                 self._roster.preempt(seq, draft)
                 break
         for seq in behind:
@@ -106,6 +169,11 @@ class Planner:
         """
         start = int(self._roster.slots.positions[seq.slot])
         end = min(len(seq.tokens), start + draft.budget)
+        if seq.job is not None:
+            limit = seq.job.compute_limit(start, self._clock())
+            end = end if limit is None else min(end, limit)
+            if end <= start:
+                return False
         if is_last:
             num_before = self._chooser.max_num_tokens - draft.budget
             num_rows = self._roster.slots.decodable().size + len(draft.chunks) + 1
@@ -142,10 +210,11 @@ class Planner:
 
     def _commit(self, draft: StepDraft) -> StepPlan | None:
         slots, chunks = self._roster.slots, draft.chunks
+        transfers = self._transfers(draft)
         decode_slots = slots.decodable()
         if not decode_slots.size and not chunks:
-            assert not draft.loads and not any(draft.new_entries)
-            return None
+            assert not any(draft.new_entries)
+            return self._transfer_only(draft, transfers)
         decode_positions = slots.positions[decode_slots]
         num_decodes, num_prefill_tokens = decode_slots.size, sum(c.end - c.start for c in chunks)
         wants_logprobs = bool(slots.wants_logprobs[decode_slots].any()) or any(
@@ -175,21 +244,61 @@ class Planner:
             page_updates=draft.page_updates(),
             wants_logprobs=wants_logprobs,
             wants_prompt_logprobs=any(chunk.targets is not None for chunk in prefills),
+            transfers=transfers,
             row_seqs=row_seqs,
+        )
+
+    def _transfers(self, draft: StepDraft) -> TransferPlan:
+        """What moves before the step. Blocks that this step writes are not saved yet."""
+        tiers, groups = self._roster.tiers, self._roster.pager.index.groups
+        if tiers is None:
+            return NO_TRANSFERS
+        saves = tiers.collect_saves(lambda group, page: groups[group].hash_of(page))
+        return TransferPlan(tuple(draft.piece_loads), saves)
+
+    def _transfer_only(self, draft: StepDraft, transfers: TransferPlan) -> StepPlan | None:
+        """A plan without rows, if there is anything to move or a slot to fill."""
+        if not (transfers.loads or transfers.saves or draft.loads):
+            return None
+        self.num_steps += 1
+        return StepPlan(
+            step_id=self.num_steps,
+            bucket=NO_STEP,
+            slot_loads=tuple(draft.loads),
+            decode_slots=NO_SLOTS,
+            decode_positions=NO_SLOTS,
+            prefills=(),
+            page_updates=draft.page_updates(),
+            transfers=transfers,
         )
 
     def _commit_chunk(self, chunk: Chunk) -> None:
         """Note that a chunk will have run. Only now may pages behind its window be reused."""
         slots, pager, seq = self._roster.slots, self._roster.pager, chunk.seq
         slots.positions[seq.slot] = chunk.end
+        self.recomputed_tokens += max(0, min(chunk.end, seq.high_water) - chunk.start)
         num_before = seq.num_published
         pager.publish(seq, chunk.end)
         self.admission.num_prefill_blocks += seq.num_published - num_before
         pager.slide(seq, chunk.end)
         if chunk.end == len(seq.tokens):
+            self._roster.end_job(seq)
+            self._roster.unpark(seq)
             del self._roster.prefilling[seq]
             slots.decoding[seq.slot] = True
             slots.attention_at[seq.slot] = pager.attention_at(seq)
+
+
+def _piece_load(job: LoadJob, piece: Piece, first: int) -> PieceLoad:
+    """Which page gets which block of a piece; blocks before `first` are not written."""
+    blocks = range(piece.start, piece.end)
+    return PieceLoad(
+        piece.piece_id,
+        tuple(
+            np.array([pages.get(block, -1) if block >= first else -1 for block in blocks], np.int32)
+            for pages in job.pages
+        ),
+    )
 
 
 def _prefill(chunk: Chunk) -> PrefillChunk:

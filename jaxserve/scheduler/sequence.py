@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxserve.kv.blocks import BlockHash, block_hashes
+from jaxserve.kv.loads import LoadJob
 from jaxserve.types import Request, TokenLogprobs
 
 NO_SLOT = -1
@@ -24,6 +25,21 @@ class Importance(NamedTuple):
     priority: int
     arrival_s: float
     order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The blocks that a preempted sequence left behind.
+
+    Attributes:
+        num_tokens: tokens whose keys and values were computed.
+        names: of the blocks that hold them; the last one may be partial.
+        private: those of the names that are no hashes: nobody else may use these blocks.
+    """
+
+    num_tokens: int
+    names: tuple[BlockHash, ...]
+    private: tuple[BlockHash, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +62,11 @@ class Sequence:
         publish_at: number of known tokens at which the next block can be published.
         pending: sampled tokens that had not come back when the sequence was preempted.
         num_cached: prompt tokens found in the cache at the first admission.
+        cached: these by where they were found: "device", "host", or a store's name.
+        parked: what it left behind when it was preempted, until that is back or given up.
+        job: what is on its way to its pages.
+        loads_nothing: a load failed; do not wait for another one.
+        high_water: positions that had been computed when it was last preempted.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
         finished: no event may follow.
     """
@@ -65,6 +86,11 @@ class Sequence:
     publish_at: int = NEVER
     pending: int = 0
     num_cached: int = -1
+    cached: dict[str, int] = field(default_factory=dict)
+    parked: Parked | None = None
+    job: LoadJob | None = None
+    loads_nothing: bool = False
+    high_water: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     finished: bool = False
 

@@ -17,6 +17,7 @@ class GroupPages:
 class SchedulerStats:
     """A snapshot. `num_*` of sequences and pages are of now, the rest count from the start.
 
+    `recomputed_tokens` are positions that were computed again after a preemption.
     `queried_tokens` are the known tokens of admitted requests that looked for cached blocks,
     `hit_tokens` those that were found; resumed requests are left out of both.
     """
@@ -25,6 +26,7 @@ class SchedulerStats:
     num_waiting: int
     num_steps: int
     num_preemptions: int
+    recomputed_tokens: int
     scheduled_prefill_tokens: int
     scheduled_decode_tokens: int
     queried_tokens: int

@@ -1,0 +1,137 @@
+"""A sequence's blocks on their way from lower tiers to its pages.
+
+A job covers the blocks [first, end) of one sequence, in pieces. Pieces are asked for from the tail
+while the head may be computed meanwhile (Cake, arXiv 2410.03065): whatever is ready and follows the
+computed part without a gap is taken over, so a piece that is late, lost or corrupt costs computing
+it and nothing else.
+
+    FETCHING    on its way from a store into host slots
+    STAGING     on its way from host slots to the device
+    READY       on the device; taken over by being written into pages
+    TAKEN       written into pages, or computed meanwhile
+    LOST        will not come
+
+Pure state: no arrays, no jax, no clock of its own.
+"""
+
+import enum
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from jaxserve.kv.blocks import BlockHash
+
+RACE_TOKENS = 256
+"""Computed at a time while late pieces may still arrive."""
+
+
+class PieceState(enum.Enum):
+    """Where a piece is; see the module docstring."""
+
+    FETCHING = "fetching"
+    STAGING = "staging"
+    READY = "ready"
+    TAKEN = "taken"
+    LOST = "lost"
+
+
+_LIVE = (PieceState.FETCHING, PieceState.STAGING, PieceState.READY)
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Neighbouring blocks [start, end) that move together.
+
+    Attributes:
+        piece_id: unique.
+        slots: host slot of each block, held until the piece is staged.
+        source: where the blocks were found: "host", or a store's name.
+        wanted: somebody still waits for it.
+    """
+
+    piece_id: int
+    start: int
+    end: int
+    state: PieceState
+    source: str
+    slots: list[int] = field(default_factory=list)
+    wanted: bool = True
+
+    @property
+    def is_live(self) -> bool:
+        """It may still be taken over."""
+        return self.wanted and self.state in _LIVE
+
+
+@dataclass(slots=True, eq=False)
+class LoadJob:
+    """What one sequence loads.
+
+    Attributes:
+        names: of all blocks from the sequence's first one to the last of the job.
+        end_tokens: tokens that are there once all pieces are: the end of the last block, or less.
+        page_size: tokens per block.
+        pages: per KV group, the page of each block that the group needs, by block.
+        all_or_nothing: a group has a window, so only the whole job can be taken over.
+        compute_until: position up to which to compute before `deadline_s`.
+        deadline_s: on the engine's clock; later the sequence computes on, piece by piece.
+        is_resume: the sequence was preempted: nothing of this counts as cached prompt.
+        pieces: tail first.
+    """
+
+    names: Seq[BlockHash]
+    end_tokens: int
+    page_size: int
+    pages: tuple[dict[int, int], ...]
+    all_or_nothing: bool
+    compute_until: int
+    deadline_s: float
+    is_resume: bool
+    pieces: list[Piece] = field(default_factory=list)
+
+    def compute_limit(self, position: int, now_s: float) -> int | None:
+        """Position up to which the sequence may compute now; None: no limit."""
+        live = [piece for piece in self.pieces if piece.is_live]
+        if position >= self.end_tokens or not live:
+            return None
+        is_coming = any(piece.state is not PieceState.READY for piece in live)
+        limit = self.end_tokens
+        if is_coming:
+            is_early = now_s < self.deadline_s
+            limit = max(position, self.compute_until) if is_early else position + RACE_TOKENS
+        if self.all_or_nothing:
+            return limit
+        starts = (p.start * self.page_size for p in live if p.state is PieceState.READY)
+        return min((limit, *(start for start in starts if start > position)))
+
+    def take(self, position: int) -> list[Piece]:
+        """The ready pieces that follow `position` without a gap, head first; they are TAKEN now.
+
+        Pieces that lie wholly before the position are given up.
+        """
+        for piece in self.pieces:
+            if piece.end * self.page_size <= position or position >= self.end_tokens:
+                piece.wanted = False
+        live = [piece for piece in reversed(self.pieces) if piece.is_live]
+        if self.all_or_nothing and any(piece.state is not PieceState.READY for piece in live):
+            return []
+        run: list[Piece] = []
+        block = position // self.page_size
+        for piece in live:
+            if piece.start > block or piece.state is not PieceState.READY:
+                break
+            piece.state = PieceState.TAKEN
+            run.append(piece)
+            block = piece.end
+        return run
+
+    def position_after(self, piece: Piece) -> int:
+        """The position that follows a piece."""
+        return min(piece.end * self.page_size, self.end_tokens)
+
+    def is_over(self, position: int) -> bool:
+        """Nothing more can come of the job."""
+        if position >= self.end_tokens:
+            return True
+        if self.all_or_nothing and any(piece.state is PieceState.LOST for piece in self.pieces):
+            return True
+        return not any(piece.is_live for piece in self.pieces)

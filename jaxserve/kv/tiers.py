@@ -1,0 +1,384 @@
+"""The tiers below the device, as the scheduler sees them: what is where, what moves, what it costs.
+
+Joins the device's index (by listening to it), the host tier's index, the stores and whoever moves
+bytes (`Mover`). Everything here happens on the engine's thread; movers and stores report from
+their own threads into `inbox`, which `poll` empties. A block that fails anywhere is a miss.
+
+Invariants:
+- A slot is read or written by others only between its reservation (or acquisition) and the message
+  that ends it, and is not reused in between.
+- A page's content is saved by the plan in which the page is reused, at the latest, before that
+  plan's step overwrites it.
+Knows nothing of arrays, jax, or requests.
+"""
+
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeAlias
+
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.host_index import HostIndex
+from jaxserve.kv.loads import Piece, PieceState
+from jaxserve.kv.transfer_plan import PageSave
+
+DEVICE, HOST = "device", "host"
+MAX_SAVES = 64
+"""Blocks that one step saves ahead of need; blocks that lose their page come on top."""
+
+STAGE_LATENCY_S = 1e-3
+
+PIECE_BLOCKS = 64
+"""Most blocks that move together from host slots to the device."""
+
+
+class Saved(NamedTuple):
+    """A page's bytes are in its slot, or will not be."""
+
+    save: PageSave
+    is_ok: bool
+
+
+class Staged(NamedTuple):
+    """A piece is on the device, or will not be. Its slots are no longer read."""
+
+    piece_id: int
+    is_ok: bool
+    num_bytes: int
+    duration_s: float
+
+
+class Fetched(NamedTuple):
+    """A store has answered for a piece: which of its blocks are in their slots, verified."""
+
+    piece_id: int
+    is_ok: tuple[bool, ...]
+
+
+class Offered(NamedTuple):
+    """The stores no longer read a slot that was offered to them."""
+
+    slot: int
+
+
+Message: TypeAlias = Saved | Staged | Fetched | Offered
+
+
+class Mover(Protocol):
+    """Moves bytes between host slots and the device; reports to the inbox."""
+
+    def stage(self, piece_id: int, slots: Sequence[int]) -> None:
+        """Start to bring the slots' blocks to the device as one piece; answers `Staged`."""
+        ...
+
+    def drop(self, piece_id: int) -> None:
+        """A staged piece will not be used."""
+        ...
+
+
+class Cascade(Protocol):
+    """The stores in their order; reports to the inbox."""
+
+    def where(self, name: BlockHash) -> str | None:
+        """The first store that is known to have a block."""
+        ...
+
+    def fetch(self, piece_id: int, names: Sequence[BlockHash], slots: Sequence[int]) -> None:
+        """Start to read blocks into reserved slots; answers `Fetched`."""
+        ...
+
+    def offer(self, name: BlockHash, slot: int) -> bool:
+        """Start to write a slot to every store that lacks it; True: answers `Offered`."""
+        ...
+
+    def estimate_s(self, names: Sequence[BlockHash]) -> float:
+        """Seconds that fetching these blocks would take now."""
+        ...
+
+
+@dataclass(slots=True)
+class TierCounters:
+    """Counts from the start, in blocks unless the name says otherwise."""
+
+    saved: int = 0
+    saves_dropped: int = 0
+    save_failures: int = 0
+    saved_bytes: int = 0
+    staged_bytes: int = 0
+    stage_s: float = 0.0
+    loaded: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+
+
+class Tiers:
+    """What is below the device.
+
+    Args:
+        host: slots of the host tier.
+        num_groups: KV groups of the model.
+        slot_bytes: size of a slot.
+        mover: moves bytes.
+        saves_early: save each block once it has a name, not only when it loses its page.
+        cascade: the stores; None: none.
+    """
+
+    def __init__(
+        self,
+        host: HostIndex,
+        num_groups: int,
+        slot_bytes: int,
+        mover: Mover,
+        *,
+        saves_early: bool,
+        cascade: Cascade | None = None,
+    ):
+        self.host = host
+        self.slot_bytes = slot_bytes
+        self.counters = TierCounters()
+        self.inbox: deque[Message] = deque()
+        self._mover = mover
+        self._cascade = cascade
+        self._saves_early = saves_early
+        self._all_groups = (1 << num_groups) - 1
+        self._piece_ids = itertools.count()
+        self._pieces: dict[int, Piece] = {}
+        self._names: dict[int, tuple[BlockHash, ...]] = {}  # by piece that is fetched or staged
+        self._private: set[BlockHash] = set()
+        self._loading: set[BlockHash] = set()
+        self._saves: list[PageSave] = []
+        self._saving: dict[PageSave, BlockHash] = {}
+        self._early: OrderedDict[tuple[int, BlockHash], int] = OrderedDict()
+
+    # --- from the device ---
+
+    def published(self, group: int, page: int, block_hash: BlockHash) -> None:
+        """Listener: a block has a name now."""
+        if self._saves_early and block_hash not in self._private:
+            self._early[group, block_hash] = page
+
+    def evicted(self, group: int, page: int, block_hash: BlockHash) -> None:
+        """Listener: a page is about to be reused, so this is the last chance to save its block."""
+        self._early.pop((group, block_hash), None)
+        self._save(group, page, block_hash)
+
+    def _save(self, group: int, page: int, name: BlockHash) -> None:
+        bit = 1 << group
+        if self.host.has(name, group):
+            return
+        slot = self.host.reserve(name, bit)
+        if slot is None:
+            self.counters.saves_dropped += 1
+            return
+        save = PageSave(group, page, slot, self.host.generation(slot))
+        self._saves.append(save)
+        self._saving[save] = name
+
+    def collect_saves(
+        self, content: Callable[[int, int], BlockHash | None]
+    ) -> tuple[PageSave, ...]:
+        """What the next plan must save.
+
+        Args:
+            content: the name of what a page of a group holds.
+        """
+        room = MAX_SAVES
+        while self._early and room:
+            (group, name), page = self._early.popitem(last=False)
+            if content(group, page) == name:
+                self._save(group, page, name)
+                room -= 1
+        saves, self._saves = tuple(self._saves), []
+        return saves
+
+    @property
+    def has_saves(self) -> bool:
+        """Something waits to be saved by a plan."""
+        return bool(self._saves or self._early)
+
+    # --- preempted sequences ---
+
+    def park(self, names: Sequence[BlockHash], private: Sequence[BlockHash]) -> None:
+        """A preempted sequence will need these blocks; the private ones are only its own."""
+        for name in names:
+            self.host.claim(name)
+        self._private.update(private)
+
+    def unpark(self, names: Sequence[BlockHash], private: Sequence[BlockHash]) -> None:
+        """Undo `park`: the sequence has its blocks, or needs them no more."""
+        for name in names:
+            self.host.unclaim(name)
+        for name in private:
+            self._private.discard(name)
+            self.host.forget(name)
+
+    # --- to the device ---
+
+    def has(self, name: BlockHash, group: int) -> bool:
+        """Whether a block of a group can be had from the host or a store."""
+        return self.host.has(name, group) or self._store_of(name) is not None
+
+    def _store_of(self, name: BlockHash) -> str | None:
+        return self._cascade.where(name) if self._cascade is not None else None
+
+    def source(self, name: BlockHash, groups: Sequence[int]) -> str | None:
+        """From where the blocks of these groups would come."""
+        if all(self.host.has(name, group) for group in groups):
+            return HOST
+        return self._store_of(name)
+
+    def is_loading(self, name: BlockHash) -> bool:
+        """The block is on its way to the device for some sequence."""
+        return name in self._loading
+
+    def start_piece(
+        self, names: Sequence[BlockHash], start: int, end: int, source: str
+    ) -> Piece | None:
+        """Start to load the blocks [start, end) of a sequence's `names`.
+
+        Returns:
+            None if no slots are free for what a store would send.
+        """
+        if source == DEVICE:  # nothing to move, but the blocks count once those before are there
+            return Piece(-1, start, end, PieceState.READY, source)
+        wanted = tuple(names[start:end])
+        piece = Piece(next(self._piece_ids), start, end, PieceState.STAGING, source)
+        if source == HOST:
+            piece.slots = [self.host.acquire(name) for name in wanted]
+        elif not self._start_fetch(piece, wanted):
+            return None
+        self._pieces[piece.piece_id] = piece
+        self._names[piece.piece_id] = wanted
+        self._loading.update(wanted)
+        for name in reversed(wanted):
+            self.host.touch(name)
+        if source == HOST:
+            self._mover.stage(piece.piece_id, piece.slots)
+        return piece
+
+    def _start_fetch(self, piece: Piece, names: Sequence[BlockHash]) -> bool:
+        assert self._cascade is not None
+        for name in names:
+            slot = self.host.reserve(name, self._all_groups)
+            if slot is None:
+                break
+            piece.slots.append(slot)
+        if len(piece.slots) < len(names):
+            self._abort_slots(piece.slots)
+            return False
+        piece.state = PieceState.FETCHING
+        self._cascade.fetch(piece.piece_id, names, piece.slots)
+        return True
+
+    def _abort_slots(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self.host.abort(slot, self.host.generation(slot), self._all_groups)
+
+    def taken(self, piece: Piece) -> None:
+        """A ready piece is being written into pages."""
+        self.counters.loaded[piece.source] = (
+            self.counters.loaded.get(piece.source, 0) + piece.end - piece.start
+        )
+        self._forget_piece(piece)
+
+    def give_up(self, piece: Piece) -> None:
+        """Nobody waits for a piece any more; what it holds is let go as soon as it is idle."""
+        piece.wanted = False
+        if piece.state is PieceState.READY and piece.source != DEVICE:
+            self._mover.drop(piece.piece_id)
+            self._forget_piece(piece)
+
+    def _forget_piece(self, piece: Piece) -> None:
+        self._pieces.pop(piece.piece_id, None)
+        self._loading.difference_update(self._names.pop(piece.piece_id, ()))
+
+    # --- estimates ---
+
+    def estimate_stage_s(self, num_blocks: int) -> float:
+        """Seconds from host slots to the device, for so many blocks."""
+        counters = self.counters
+        if not counters.staged_bytes:
+            return STAGE_LATENCY_S
+        s_per_byte = counters.stage_s / counters.staged_bytes
+        return STAGE_LATENCY_S + num_blocks * self.slot_bytes * s_per_byte
+
+    def estimate_fetch_s(self, names: Sequence[BlockHash]) -> float:
+        """Seconds from the stores to host slots, for these blocks."""
+        return self._cascade.estimate_s(names) if self._cascade is not None else 0.0
+
+    # --- messages ---
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is on its way that will send a message."""
+        return bool(self._saving or self._pieces)
+
+    def poll(self) -> None:
+        """Take in what movers and stores have reported."""
+        while self.inbox:
+            message = self.inbox.popleft()
+            if isinstance(message, Saved):
+                self._on_saved(*message)
+            elif isinstance(message, Staged):
+                self._on_staged(message)
+            elif isinstance(message, Fetched):
+                self._on_fetched(*message)
+            else:
+                self.host.release(message.slot)
+
+    def _on_saved(self, save: PageSave, is_ok: bool) -> None:
+        name = self._saving.pop(save)
+        if not is_ok:
+            self.counters.save_failures += 1
+            self.host.abort(save.slot, save.generation, 1 << save.group)
+            return
+        if not self.host.commit(save.slot, save.generation, 1 << save.group):
+            return
+        self.counters.saved += 1
+        if self._cascade is None or name in self._private or not self.host.is_complete(name):
+            return
+        slot = self.host.acquire(name)
+        if not self._cascade.offer(name, slot):
+            self.host.release(slot)
+
+    def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...]) -> None:
+        piece, held = self._pieces[piece_id], []
+        for name, slot, ok in zip(self._names[piece_id], piece.slots, is_ok, strict=True):
+            generation = self.host.generation(slot)
+            if not ok:
+                self.host.abort(slot, generation, self._all_groups)
+                self.counters.lost[piece.source] = self.counters.lost.get(piece.source, 0) + 1
+            elif self.host.commit(slot, generation, self._all_groups):
+                held.append(self.host.acquire(name))
+        if piece.wanted and len(held) == len(piece.slots):
+            piece.state = PieceState.STAGING
+            self._mover.stage(piece_id, piece.slots)
+            return
+        for slot in held:
+            self.host.release(slot)
+        piece.state = PieceState.LOST
+        self._forget_piece(piece)
+
+    def _on_staged(self, message: Staged) -> None:
+        piece = self._pieces[message.piece_id]
+        for slot in piece.slots:
+            self.host.release(slot)
+        self.counters.staged_bytes += message.num_bytes
+        self.counters.stage_s += message.duration_s
+        if message.is_ok:
+            piece.state = PieceState.READY
+            if not piece.wanted:
+                self.give_up(piece)
+            return
+        piece.state = PieceState.LOST
+        self._forget_piece(piece)
+
+    def check_integrity(self) -> None:
+        """AssertionError if slots, pieces and messages do not add up."""
+        self.host.check_integrity()
+        for piece in self._pieces.values():
+            assert piece.state not in (PieceState.TAKEN, PieceState.LOST), (
+                f"piece {piece.piece_id} is {piece.state}, but still known"
+            )
+        names = {name for names in self._names.values() for name in names}
+        assert self._loading <= names, "a block is marked as loading, but no piece has it"

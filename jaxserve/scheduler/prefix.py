@@ -1,0 +1,167 @@
+"""Finds the part of a sequence that need not be computed, and starts to load what is not here.
+
+Joins the pager (pages), the tiers (what is where) and the planner of loads. Decides nothing about
+who may start.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.loads import LoadJob
+from jaxserve.kv.planner import Choice, Decision, LoadPlanner
+from jaxserve.kv.tiers import DEVICE, HOST, PIECE_BLOCKS, Tiers
+from jaxserve.scheduler.pager import Pager
+from jaxserve.scheduler.sequence import Sequence
+
+STORE_PIECE_BLOCKS = 16
+"""Blocks that a store is asked for at a time: less arrives earlier, more costs fewer calls."""
+
+
+class Prefix(NamedTuple):
+    """What is known of the leading blocks of a sequence.
+
+    Attributes:
+        names: of the blocks that shall be there, on the device or loaded.
+        num_device: of these, the leading ones on the device.
+        end_tokens: positions that they hold.
+        decision: what was decided about the others; None: there are none.
+    """
+
+    names: list[BlockHash]
+    num_device: int
+    end_tokens: int
+    decision: Decision | None
+
+
+class PrefixFinder:
+    """Finds and loads prefixes.
+
+    Args:
+        pager: the page tables.
+        tiers: what is below the device; None: nothing.
+        planner: decides whether to load.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        pager: Pager,
+        tiers: Tiers | None,
+        planner: LoadPlanner,
+        clock: Callable[[], float],
+    ):
+        self.planner = planner
+        self._pager = pager
+        self._tiers = tiers
+        self._clock = clock
+
+    def candidates(self, seq: Sequence) -> list[BlockHash]:
+        """Names of the leading blocks that could be reused.
+
+        The last known token is always computed: it yields the next one.
+        """
+        if seq.parked is not None:
+            return list(seq.parked.names)
+        pager = self._pager
+        if not pager.enable_prefix_caching or seq.prompt_logprobs is not None:
+            return []
+        return seq.hashes[: seq.hash_blocks(len(seq.tokens) - 1, pager.page_size)]
+
+    def is_loading_for_others(self, prefix: Prefix) -> bool:
+        """Whether the first block to be loaded is on its way already."""
+        names = prefix.names[prefix.num_device :]
+        return bool(names) and self._tiers is not None and self._tiers.is_loading(names[0])
+
+    def find(self, seq: Sequence, names: list[BlockHash]) -> Prefix:
+        """The prefix to be reused, and what to load of it."""
+        index, tiers = self._pager.index, self._tiers
+        num_device = index.longest_prefix(names)
+        if tiers is None or num_device == len(names) or seq.loads_nothing:
+            return self._prefix(seq, names, num_device, num_device, None)
+        end = index.longest_prefix(names, tiers.has)
+        if end <= num_device:
+            return self._prefix(seq, names, num_device, num_device, None)
+        host_end = index.longest_prefix(names[:end], tiers.host.has)
+        if seq.parked is not None and host_end > num_device:
+            # What was computed and is in memory is never computed again.
+            start = num_device * self._pager.page_size
+            decision = Decision(Choice.LOAD, host_end, start, math.inf, 0.0, 0.0)
+            return self._prefix(seq, names, num_device, host_end, decision)
+        decision = self.planner.decide(
+            num_device,
+            max(host_end, num_device),
+            end,
+            tiers.estimate_stage_s,
+            lambda count: tiers.estimate_fetch_s(names[end - count : end]),
+        )
+        return self._prefix(seq, names, num_device, decision.end, decision)
+
+    def _prefix(
+        self,
+        seq: Sequence,
+        names: list[BlockHash],
+        num_device: int,
+        end: int,
+        decision: Decision | None,
+    ) -> Prefix:
+        end_tokens = end * self._pager.page_size
+        if seq.parked is not None:
+            end_tokens = min(end_tokens, seq.parked.num_tokens)
+        return Prefix(names[:end], num_device, end_tokens, decision)
+
+    def start(self, seq: Sequence, prefix: Prefix, pages: tuple[dict[int, int], ...]) -> bool:
+        """Start to load the blocks of a prefix that are not on the device, tail first.
+
+        Args:
+            pages: by KV group, the page of each block that is to be loaded.
+
+        Returns:
+            False if nothing could be started.
+        """
+        tiers, decision = self._tiers, prefix.decision
+        assert tiers is not None and decision is not None
+        job = LoadJob(
+            names=prefix.names,
+            end_tokens=prefix.end_tokens,
+            page_size=self._pager.page_size,
+            pages=pages,
+            all_or_nothing=any(window is not None for window in self._pager.index.windows),
+            compute_until=decision.compute_until,
+            deadline_s=self._clock() + decision.wait_s,
+            is_resume=seq.parked is not None,
+        )
+        end = len(prefix.names)
+        while end > prefix.num_device:
+            start, source = self._run(job, prefix, end)
+            piece = source and tiers.start_piece(prefix.names, start, end, source)
+            if piece:
+                job.pieces.append(piece)
+            elif job.all_or_nothing:
+                break
+            end = start
+        is_broken = end > prefix.num_device
+        if is_broken or not job.pieces:
+            for piece in job.pieces:
+                tiers.give_up(piece)
+            return False  # the caller gives the pages back
+        seq.job = job
+        return True
+
+    def _run(self, job: LoadJob, prefix: Prefix, end: int) -> tuple[int, str | None]:
+        """Where the piece that ends before block `end` starts, and where it comes from."""
+        source = self._source(job, prefix, end - 1)
+        most = PIECE_BLOCKS if source in (HOST, DEVICE) else STORE_PIECE_BLOCKS
+        start = end - 1
+        lowest = max(prefix.num_device, end - most)
+        while start > lowest and self._source(job, prefix, start - 1) == source:
+            start -= 1
+        return start, source
+
+    def _source(self, job: LoadJob, prefix: Prefix, block: int) -> str | None:
+        assert self._tiers is not None
+        groups = [group for group, pages in enumerate(job.pages) if block in pages]
+        if not groups:
+            return DEVICE
+        return self._tiers.source(prefix.names[block], groups)
