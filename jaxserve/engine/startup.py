@@ -46,6 +46,9 @@ MIN_CONTEXT_TOKENS = 256
 LAYOUT_VERSION = 1
 """Changes when the bytes of a block change meaning; part of every block's namespace."""
 
+NATIVE_NUMERICS = "native 2"
+"""Changes when the native kernels round differently, and with them the keys and values."""
+
 CPU_KV_BYTES = 4 << 30
 CPU_MEMORY_FRACTION = 0.25
 DEVICE_MEMORY_FRACTION = 0.9
@@ -97,7 +100,8 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         raise ConfigError(str(error)) from error
     products = native.products_or(nn.products) if native_cpu else nn.products
     program = StepProgram(model.config, groups, shape, backend, mesh, products)
-    identity = repr((model.config, groups, shape, config.runtime.attention_backend, native_cpu))
+    instructions = load_native().detail if native_cpu else None
+    identity = repr((model.config, groups, shape, config.runtime.attention_backend, instructions))
     runner = Runner(
         program,
         model.params,
@@ -244,7 +248,7 @@ def _namespace(
         layout_version=LAYOUT_VERSION,
         page_size=page_size,
         kv_groups=groups,
-        numerics=f"{jax.default_backend()} {'native' if native_cpu else 'xla'}",
+        numerics=f"{jax.default_backend()} {NATIVE_NUMERICS if native_cpu else 'xla'}",
     )
 
 

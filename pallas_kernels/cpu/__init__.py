@@ -1,1 +1,1 @@
-"""C++ kernels for decode on CPU, compiled at first use and called through XLA's FFI."""
+"""C++ kernels for CPU, compiled at first use and called through XLA's FFI."""

@@ -26,7 +26,7 @@ from jaxserve.folders import user_cache_folder
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("native.cc", "kernels.inc")
+SOURCES = ("native.cc", "kernels.inc", "blocks.inc", "linear.inc", "attention.inc")
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300

@@ -9,7 +9,6 @@ garbage lands on tokens that a later tile writes, or on padding.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -69,17 +68,13 @@ def ragged_paged_attention(
     pool_rkph: Shaped[Array, "rows K P H"],
     rows: RaggedRows,
     spec: AttentionSpec,
-    decode: Callable[..., jax.Array] | None = None,
 ) -> Float[Array, "T Q H"]:
-    """Causal attention of every row's queries to its pages; padding tokens get anything finite.
-
-    `decode` may stand in for what does the decode rows here.
-    """
+    """Causal attention of every row's queries to its pages; padding tokens get anything finite."""
     num_tokens, num_q, head_dim = q_tqh.shape
     num_kv = pool_rkph.shape[1]
     num_groups = num_q // num_kv
     q_tkgh = q_tqh.reshape(num_tokens, num_kv, num_groups, head_dim)
-    out_tkgh = (decode or _decode)(q_tkgh[: rows.q_len.shape[0]], pool_rkph, rows, spec)
+    out_tkgh = _decode(q_tkgh[: rows.q_len.shape[0]], pool_rkph, rows, spec)
     pad = num_tokens - out_tkgh.shape[0]
     if pad:
         out_tkgh = jnp.pad(out_tkgh, ((0, pad), (0, 0), (0, 0), (0, 0)))

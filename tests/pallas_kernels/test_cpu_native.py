@@ -16,7 +16,7 @@ import pytest
 
 from jaxserve.pallas_kernels.cpu import build, ops
 from jaxserve.pallas_kernels.paged_attention import api, cpu_native, reference
-from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec
+from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
 from tests.pallas_kernels.oracle import attention, make_case
 from tests.pallas_kernels.test_reference import BATCHES, FEATURES
 
@@ -81,6 +81,22 @@ def test_products_match_float64_and_do_not_depend_on_the_batch(
                     np.testing.assert_array_equal(y, expected[begin : begin + num_rows])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("depth", "num_outputs"), [(6, 5), (64, 130), (77, 64), (4102, 40)])
+def test_products_of_many_rows_match_float64(instructions, depth, num_outputs, dtype):
+    rng = np.random.default_rng(1)
+    x, w = (jnp.asarray(rng.standard_normal((n, depth)), dtype) for n in (700, num_outputs))
+    y, same = (np.asarray(y) for y in ops.products(x, (w, w), jnp.dtype(jnp.float32)))
+    x64, w64 = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    assert (np.abs(y - x64 @ w64.T) / (np.abs(x64) @ np.abs(w64).T)).max() <= 5e-7
+    np.testing.assert_array_equal(y, same)
+    for num_rows in (65, 67, 70, 129):
+        (part,) = ops.products(x[-num_rows:], (w,), jnp.dtype(jnp.float32))
+        np.testing.assert_array_equal(np.asarray(part), y[-num_rows:])
+    (half,) = ops.products(x, (w,), x.dtype)
+    np.testing.assert_array_equal(np.asarray(half), np.asarray(jnp.asarray(y).astype(dtype)))
+
+
 def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
     calls = []
 
@@ -105,7 +121,7 @@ def attend(q, pool, rows, spec):
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("batch", ["one decode", "ragged decodes", "mixed and padded"])
+@pytest.mark.parametrize("batch", BATCHES)
 def test_attention_matches_float64(instructions, batch: str, feature: str):
     spec = AttentionSpec(scale=0.3, num_layers=3, layer=1, **FEATURES[feature])
     case = make_case(
@@ -149,7 +165,7 @@ def test_any_page_size_and_grouping(instructions, page_size: int, heads: tuple[i
 
 
 def decode_case(dtype: str):
-    """A step of long and short rows, as arguments of `decode_attention`."""
+    """A step of long and short rows, as arguments of `decode`."""
     spec = AttentionSpec(scale=0.2, num_layers=1, layer=0, window=900)
     case = make_case(
         np.random.default_rng(3),
@@ -168,19 +184,20 @@ def decode_case(dtype: str):
 
 
 def decode(q, pool, table, lens):
-    out = ops.decode_attention(
-        q,
-        pool,
-        table,
-        lens,
-        jnp.int32(q.shape[0]),
-        num_layers=1,
-        layer=0,
-        scale=0.2,
-        window=900,
-        soft_cap=None,
+    num_rows = q.shape[0]
+    count = jnp.ones(num_rows, jnp.int32)
+    start = jnp.arange(num_rows, dtype=jnp.int32)
+    rows = RaggedRows(
+        num_decodes=jnp.int32(num_rows),
+        num_rows=jnp.int32(num_rows),
+        q_start=start,
+        q_len=count,
+        kv_len=lens,
+        page_table=table,
+        has_prefills=False,
     )
-    return np.asarray(out, np.float32)
+    spec = AttentionSpec(scale=0.2, num_layers=1, layer=0, window=900)
+    return np.asarray(ops.attention(q, pool, rows, spec), np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
