@@ -1,0 +1,228 @@
+"""Stores by URL: `s3://bucket/prefix?max_bytes=1TiB&ttl=7d` becomes a `Store`, or a worker of one.
+
+    file://                                     packed local disk
+    memory://  s3://  gs://  objects+file://    one object per record
+    valkey://  valkeys://  redis://  rediss://  a key-value server (with s: TLS)
+    fault+<any of these>                        the same, but faulty, for tests
+    <scheme of an entry point>                  somebody else's
+
+Knows which options each kind has and what they mean; the stores know only their values.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from jaxserve.errors import ConfigError, StoreError
+from jaxserve.kv.policy.factory import check_policy
+from jaxserve.kv.stores.base import Store
+from jaxserve.kv.stores.limits import WorkerLimits
+from jaxserve.kv.stores.objects import ObjectOptions, ObjectStore
+from jaxserve.kv.stores.options import as_bytes, as_choice, as_count, as_seconds, parse_options
+from jaxserve.kv.stores.tensorstores import DriverOptions, open_driver
+from jaxserve.kv.stores.worker import StoreWorker
+
+ENTRY_POINTS = "jaxserve.kv_stores"
+"""Group of third-party stores: name is the scheme, value a callable `(StoreAddress) -> Store`."""
+
+Parse = Callable[[str, str], object]
+
+
+def _threads(name: str, text: str) -> int:
+    return as_count(name, text, 1, 64)
+
+
+def _flag(name: str, text: str) -> bool:
+    return as_choice(name, text, ("true", "false")) == "true"
+
+
+def _text(name: str, text: str) -> str:
+    return text
+
+
+def _policy(name: str, text: str) -> str:
+    return check_policy(text)
+
+
+_WORKER: dict[str, tuple[str, Parse]] = {
+    "load_threads": ("num_load_threads", _threads),
+    "write_threads": ("num_write_threads", _threads),
+    "queue_bytes": ("max_queued_write_bytes", as_bytes),
+    "scratch_bytes": ("scratch_bytes", as_bytes),
+    "probe_timeout": ("probe_timeout_s", as_seconds),
+    "get_timeout": ("get_timeout_s", as_seconds),
+    "put_timeout": ("put_timeout_s", as_seconds),
+}
+_RECORDS: dict[str, tuple[str, Parse]] = {
+    "max_bytes": ("max_bytes", as_bytes),
+    "policy": ("policy", _policy),
+    "ttl": ("ttl_s", as_seconds),
+    "timeout": ("timeout_s", as_seconds),
+    "refresh": ("refresh_s", as_seconds),
+}
+_BUCKET: dict[str, tuple[str, Parse]] = {
+    "retries": ("retries", lambda name, text: as_count(name, text, 1, 32)),
+    "concurrency": ("concurrency", lambda name, text: as_count(name, text, 1, 1024)),
+}
+_S3: dict[str, tuple[str, Parse]] = _BUCKET | {
+    "endpoint": ("endpoint", _text),
+    "region": ("region", _text),
+    "profile": ("profile", _text),
+    "anonymous": ("anonymous", _flag),
+}
+_DRIVERS: dict[str, tuple[str, dict[str, tuple[str, Parse]]]] = {
+    "memory": ("memory", {}),
+    "s3": ("s3", _S3),
+    "gs": ("gcs", _BUCKET),
+    "objects+file": ("file", {"sync": ("sync", _flag)}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """A URL taken apart.
+
+    Attributes:
+        scheme: lower case.
+        url: without the options that are the worker's.
+        shown: the URL as it may be logged: without a password.
+        name: of the store: option `name`, else the scheme's.
+        limits: of its worker.
+        clock: seconds since the epoch.
+    """
+
+    scheme: str
+    url: str
+    shown: str
+    name: str
+    limits: WorkerLimits = field(repr=False)
+    clock: Callable[[], float] = field(default=time.time, repr=False)
+
+    def options(self, valid: Mapping[str, tuple[str, Parse]]) -> dict[str, object]:
+        """The values of the options that were given, by the names that the table gives them.
+
+        Raises:
+            ConfigError: an unknown option (with the valid ones), or a value that cannot be.
+        """
+        everything = [*valid, *_WORKER, "name"]
+        query = urlsplit(self.url).query
+        shown = urlunsplit(urlsplit(self.shown)._replace(query=query))
+        given = parse_options(shown, everything)
+        return {valid[key][0]: valid[key][1](key, text) for key, text in given.items()}
+
+
+def parse_address(url: str, clock: Callable[[], float] = time.time) -> StoreAddress:
+    """Take a store's URL apart, as far as all kinds have it in common.
+
+    Raises:
+        ConfigError: no URL, an unknown scheme (with the valid ones), or a bad common option.
+    """
+    scheme, colon, _ = url.partition("://")
+    scheme = scheme.lower()
+    if not colon:
+        raise ConfigError(
+            f"KV store {url!r:.100} is no URL; expected e.g. file:///var/cache/jaxserve"
+            f"?max_bytes=100GiB or one of {', '.join(schemes())}"
+        )
+    innermost = scheme.removeprefix("fault+")
+    if innermost not in schemes():
+        raise ConfigError(
+            f"unknown KV store scheme {innermost!r:.60}; expected one of {', '.join(schemes())}"
+        )
+    parts = urlsplit(url)
+    pairs = [pair for pair in parts.query.split("&") if pair]
+    ours = [pair for pair in pairs if pair.partition("=")[0] in (*_WORKER, "name")]
+    theirs = [pair for pair in pairs if pair not in ours]
+    given = parse_options("?" + "&".join(ours), [*_WORKER, "name"])
+    name = given.pop("name", "") or _NAMES.get(innermost, innermost)
+    values = {_WORKER[key][0]: _WORKER[key][1](key, text) for key, text in given.items()}
+    latency_s, bytes_per_s = _PRIORS.get(innermost, _PRIORS["s3"])
+    prior = WorkerLimits(prior_latency_s=latency_s, prior_bytes_per_s=bytes_per_s)
+    limits = replace(prior, **values)  # pyright: ignore[reportArgumentType]
+    userinfo, at, host = parts.netloc.rpartition("@")
+    is_secret = at and ":" in userinfo
+    return StoreAddress(
+        scheme=scheme,
+        url=urlunsplit(parts._replace(query="&".join(theirs))),
+        shown=url.replace(parts.netloc, f"***@{host}", 1) if is_secret else url,
+        name=name,
+        limits=limits,
+        clock=clock,
+    )
+
+
+def open_store(url: str, clock: Callable[[], float] = time.time) -> Store:
+    """The store of a URL. A remote store that is down is opened all the same, and tried later.
+
+    Raises:
+        ConfigError: an unknown scheme or option (with the valid ones), or a bad value.
+        StoreError: a local store that cannot be opened.
+    """
+    return _open(parse_address(url, clock))
+
+
+def open_worker(url: str, clock: Callable[[], float] = time.time) -> StoreWorker:
+    """The same behind a worker, whose limits are among the options of the URL."""
+    address = parse_address(url, clock)
+    return StoreWorker(_open(address), address.limits)
+
+
+def schemes() -> list[str]:
+    """All that are known, those of entry points included."""
+    return sorted({*_OPENERS, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def _open(address: StoreAddress) -> Store:
+    opener = _OPENERS.get(address.scheme)
+    if opener is not None:
+        return opener(address)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == address.scheme:
+            try:
+                return point.load()(address)
+            except (ConfigError, StoreError):
+                raise
+            except Exception as error:
+                text = f"KV store {address.shown}: entry point {point.value} failed: {error}"
+                raise ConfigError(text) from error
+    raise ConfigError(f"KV store {address.shown} has no scheme that is known")
+
+
+def _open_objects(address: StoreAddress) -> Store:
+    driver, extra = _DRIVERS[address.scheme]
+    values = address.options(_RECORDS | extra)
+    records = {key: value for key, value in values.items() if key in ObjectOptions.__slots__}
+    rest = {key: value for key, value in values.items() if key not in records}
+    parts = urlsplit(address.url)
+    bucket, path = unquote(parts.netloc), unquote(parts.path)
+    if driver == "file":
+        if bucket or not path.strip("/"):
+            raise ConfigError(f"KV store {address.shown}: expected {address.scheme}:///folder")
+        path = path.rstrip("/") + "/"
+    else:
+        if not bucket and driver != "memory":
+            raise ConfigError(f"KV store {address.shown}: expected {address.scheme}://bucket/path")
+        path = path.strip("/") + "/" if path.strip("/") else ""
+    defaults = {} if driver in ("s3", "gcs") else {"refresh_s": 0.0}
+    return ObjectStore(
+        address.name,
+        lambda: open_driver(driver, bucket, path, DriverOptions(**rest)),  # pyright: ignore[reportArgumentType]
+        ObjectOptions(**(defaults | records)),  # pyright: ignore[reportArgumentType]
+        address.clock,
+    )
+
+
+_NAMES = {"file": "disk", "objects+file": "files", "redis": "valkey", "rediss": "valkey"}
+_PRIORS = {  # latency in seconds, bytes per second; until measured
+    "file": (0.001, 1e9),
+    "objects+file": (0.001, 1e9),
+    "memory": (0.0002, 4e9),
+    "valkey": (0.001, 5e8),
+    "redis": (0.001, 5e8),
+    "s3": (0.03, 2e8),
+}
+_OPENERS: dict[str, Callable[[StoreAddress], Store]] = {
+    **dict.fromkeys(_DRIVERS, _open_objects),
+}
