@@ -5,9 +5,12 @@ query is right if the pages that it sees hold the digests of its own history. Th
 function of that digest, so the answer to a prompt does not depend on who else runs.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from jaxserve.plan import StepPlan, StepResult
+from jaxserve.kv.transfer_plan import TransferPlan
+from jaxserve.plan import NO_STEP, StepPlan, StepResult
 from jaxserve.types import KVGroup
 
 VOCAB = 97
@@ -52,14 +55,20 @@ class FakeDevice:
         self.salts = [0] * num_slots
         self.histories: list[list[int]] = [[] for _ in range(num_slots)]
         self.num_queries = 0
+        self.transfers: Callable[[TransferPlan, list[np.ndarray]], None] | None = None
 
     def run(self, plan: StepPlan) -> StepResult:
         """Execute a plan; AssertionError if a query would see a wrong key."""
+        if self.transfers is not None:
+            self.transfers(plan.transfers, self.pools)
         bucket = plan.bucket
         assert plan.num_rows <= bucket.num_rows and plan.num_tokens <= bucket.num_tokens
         assert bucket.is_decode == (not plan.prefills)
         for load in plan.slot_loads:
             self._load(load)
+        if bucket == NO_STEP:
+            assert not any(len(updates.slots) for updates in plan.page_updates)
+            return StepResult(np.zeros(0, np.int32))
         for table, updates in zip(self.tables, plan.page_updates, strict=True):
             limit = bucket.num_rows + bucket.num_tokens // self.page_size
             assert len(updates.slots) <= limit, "more page updates than the bucket has room for"

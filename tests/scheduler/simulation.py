@@ -3,6 +3,7 @@
 from collections import deque
 
 from jaxserve.config import SchedulerConfig
+from jaxserve.kv.planner import LoadPlanner
 from jaxserve.scheduler import Scheduler, default_buckets
 from jaxserve.types import (
     FinishReason,
@@ -14,6 +15,7 @@ from jaxserve.types import (
     TokenLogprobs,
 )
 from tests.scheduler.fake_device import FakeDevice, answer
+from tests.scheduler.fake_tiers import FakeTiers
 
 FULL = KVGroup(0, (0,), LayerCache(1, 8))
 
@@ -39,7 +41,11 @@ class Simulation:
         max_model_len: int = 128,
         policy: str = "fcfs",
         enable_prefix_caching: bool = True,
+        tiers: FakeTiers | None = None,
+        load_planner: LoadPlanner | None = None,
     ):
+        self.tiers = tiers
+        self.now_s = 0.0
         self.scheduler = Scheduler(
             scheduler_config=SchedulerConfig(max_num_seqs, max_num_batched_tokens, policy),
             kv_groups=groups,
@@ -49,8 +55,13 @@ class Simulation:
             namespace_root=b"r" * 32,
             enable_prefix_caching=enable_prefix_caching,
             buckets=default_buckets(max_num_seqs, max_num_batched_tokens),
+            tiers=tiers.tiers if tiers else None,
+            load_planner=load_planner,
+            clock=lambda: self.now_s,
         )
         self.device = FakeDevice(groups, num_pages, page_size, max_num_seqs)
+        if tiers:
+            self.device.transfers = tiers.execute
         self.max_model_len = max_model_len
         self.requests: dict[str, Request] = {}
         self.events: dict[str, list[TokenEvent]] = {}
@@ -58,7 +69,16 @@ class Simulation:
         self.in_flight: deque = deque()
         self.plans: list = []
 
-    def add(self, name: str, prompt_ids, *, priority: int = 0, salt: str = "", **sampling) -> None:
+    def add(
+        self,
+        name: str,
+        prompt_ids,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        no_store: bool = False,
+        **sampling,
+    ) -> None:
         """Submit a request; its seed is a function of its name unless given."""
         sampling.setdefault("seed", len(self.requests) + 1)
         request = Request(
@@ -69,6 +89,7 @@ class Simulation:
             priority=priority,
             arrival_s=float(len(self.requests)),
             cache_salt=salt,
+            no_store=no_store,
         )
         self.scheduler.add(request)
         self.requests[name] = request
@@ -84,12 +105,18 @@ class Simulation:
 
     def step(self) -> None:
         """Plan and dispatch a step, then apply the one before."""
+        self.now_s += 0.01
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
         if plan is not None:
             self.plans.append(plan)
             self.in_flight.append((plan, self.device.run(plan)))
-        assert self.in_flight or not self.scheduler.has_work, "work is left, but nothing is planned"
+        if self.tiers:
+            self.tiers.tick()
+        is_moving = self.tiers is not None and self.tiers.tiers.is_busy
+        assert self.in_flight or is_moving or not self.scheduler.has_work, (
+            "work is left, but nothing is planned"
+        )
         if self.in_flight and (len(self.in_flight) > 1 or plan is None):
             for event in self.scheduler.apply(*self.in_flight.popleft()):
                 assert event.request_id in self.requests, "an event after the abort"
@@ -152,6 +179,8 @@ class Simulation:
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert [pages.num_in_use for pages in stats.pages] == [0] * len(stats.pages)
+        if self.tiers:
+            self.tiers.check_idle()
 
 
 def fake_logprobs(token: int, num_before: int, num_top: int) -> TokenLogprobs:
