@@ -15,6 +15,8 @@ from jaxserve.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
 ATTENTION_BACKENDS = ("auto", "reference", "cpu_native")
+OFFLOAD_MODES = ("auto", "eager", "lazy")
+LOAD_MODES = ("auto", "load", "recompute")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
 
@@ -44,6 +46,23 @@ class CacheConfig:
     )
     num_pages: int | None = setting(None, "KV pages per group; overrides kv-bytes")
     enable_prefix_caching: bool = setting(True, "reuse the KV of equal prompt prefixes")
+    kv_host_bytes: int = setting(
+        0, "bytes of host memory for KV blocks that leave the device, such as 8GiB; 0: no host tier"
+    )
+    kv_host_policy: str = setting(
+        "lru", "which block leaves the full host tier: lru, arc, s3fifo, tinylfu"
+    )
+    kv_offload: str = setting(
+        "auto",
+        "save blocks when they are complete (eager) or when they lose their page (lazy); auto: "
+        "eager if there is a store",
+        choices=OFFLOAD_MODES,
+    )
+    kv_load: str = setting(
+        "auto",
+        "load blocks from lower tiers or recompute them: auto decides by measured costs",
+        choices=LOAD_MODES,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +113,7 @@ class Config:
         for section in fields(self):
             _check_choices(section.name, getattr(self, section.name))
         _at_least(1, cache=self.cache, names=("page_size", "kv_bytes", "num_pages"))
+        _at_least(0, cache=self.cache, names=("kv_host_bytes",))
         _at_least(1, model=self.model, names=("max_model_len",))
         _at_least(1, scheduler=self.scheduler, names=("max_num_seqs", "max_num_batched_tokens"))
         _at_least(0, scheduler=self.scheduler, names=("max_num_waiting",))

@@ -5,6 +5,7 @@ returns at once with device futures; `fetch` waits for them. The pool and the st
 each program and replaced by its outputs. Knows nothing of requests or policies.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,14 +30,16 @@ from jaxserve.batch import (
     unpack,
 )
 from jaxserve.kv.pool import KVPool
+from jaxserve.kv.transfer_plan import NO_TRANSFERS
 from jaxserve.models import decoder
 from jaxserve.models import layers as nn
 from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.cpu import build
 from jaxserve.pallas_kernels.paged_attention.api import Backend
-from jaxserve.plan import Bucket, StepPlan, StepResult
+from jaxserve.plan import NO_STEP, Bucket, StepPlan, StepResult
 from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
 from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
+from jaxserve.transfers import Transfers
 from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, no_progress
 
 PROMPT_LOGPROB_TILE = 64
@@ -51,6 +54,7 @@ class StepHandle:
 
     plan: StepPlan
     outputs: "dict[str, jax.Array]"
+    dispatched_s: float = 0.0  # on time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,7 @@ class Runner:
         buckets: tuple[Bucket, ...],
         store: ProgramStore,
     ):
+        self.transfers: Transfers | None = None
         self._program = program
         self._buckets = buckets
         self._store = store
@@ -218,14 +223,22 @@ class Runner:
         self._compiled: dict[str, jax.stages.Compiled] = {}
 
     @property
+    def pool(self) -> "list[jax.Array]":
+        """The pool's arrays, one per KV group, as they are now."""
+        return self._device[: self._num_pool]
+
+    @property
     def num_graphs(self) -> int:
-        """Compiled programs: one per bucket, and the one that fills a slot."""
+        """Compiled programs: one per bucket, the one that fills a slot, and those of transfers."""
         return len(self._compiled)
 
     def compile(self, progress: Progress = no_progress) -> None:
         """Compile every program ahead of time; `progress` hears of each."""
         specs = [self._step_spec(bucket) for bucket in self._buckets]
-        self._compiled = compile_all(self._store, [*specs, self._load_spec()], progress)
+        moves = [] if self.transfers is None else self.transfers.specs()
+        self._compiled = compile_all(self._store, [*specs, self._load_spec(), *moves], progress)
+        if self.transfers is not None:
+            self.transfers.use(self._compiled)
 
     def _step_spec(self, bucket: Bucket) -> ProgramSpec:
         num_params, num_device = len(self._params), len(self._device)
@@ -276,12 +289,17 @@ class Runner:
 
     def dispatch(self, plan: StepPlan) -> StepHandle:
         """Enqueue a plan on the device and return at once."""
-        shape = self._program.shape
+        shape, start_s = self._program.shape, time.perf_counter()
+        if plan.transfers is not NO_TRANSFERS:
+            assert self.transfers is not None, "a plan moves blocks, but there are no lower tiers"
+            self._device[: self._num_pool] = self.transfers.execute(plan.transfers, self.pool)
         for slot_load in plan.slot_loads:
             load = self._get(LOAD_SLOT, self._load_spec)
             state = self._device[self._num_pool :]
             self._device[self._num_pool :] = load(*state, pack_load(slot_load, shape))
         bucket = plan.bucket
+        if bucket == NO_STEP:
+            return StepHandle(plan, {}, start_s)
         step = self._get(_step_name(bucket), lambda: self._step_spec(bucket))
         results = step(*self._params, *self._device, pack(plan, shape))
         num_device = len(self._device)
@@ -289,15 +307,19 @@ class Runner:
         outputs = dict(zip(_output_names(bucket), results[num_device:], strict=True))
         for name in _wanted(plan):
             outputs[name].copy_to_host_async()
-        return StepHandle(plan, outputs)
+        return StepHandle(plan, outputs, start_s)
 
     def fetch(self, handle: StepHandle) -> StepResult:
         """Wait for a dispatched step and bring what its plan wants to the host."""
+        if handle.plan.bucket == NO_STEP:
+            return StepResult(np.zeros(0, np.int32))
         wanted = {name: np.asarray(handle.outputs[name]) for name in _wanted(handle.plan)}
         return StepResult(**wanted)
 
     def close(self) -> None:
         """Delete the device arrays; the runner cannot be used afterwards."""
+        if self.transfers is not None:
+            self.transfers.close()
         for array in (*self._params, *self._device):
             array.delete()
 

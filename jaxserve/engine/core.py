@@ -4,14 +4,20 @@
 host. Not thread-safe: one thread owns an engine. Knows nothing of text or HTTP.
 """
 
+import time
 from dataclasses import dataclass
 
 from jaxserve.config import Config
+from jaxserve.engine.tiers import LowerTiers
 from jaxserve.runner import Runner, StepHandle
 from jaxserve.scheduler import Scheduler, SchedulerStats
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, TokenEvent
 from jaxserve.weights import LoadedModel
+
+
+MAX_WAIT_S = 0.02
+"""Longest wait for a lower tier in one step; new requests and deadlines are seen to after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class Engine:
         runner: Runner,
         scheduler: Scheduler,
         report: StartupReport,
+        lower: LowerTiers | None = None,
     ):
         assert config.model.max_model_len is not None and config.model.served_model_name
         self.config = config
@@ -50,7 +57,9 @@ class Engine:
         self.eos_token_ids = _end_ids(model, tokenizer)
         self._runner = runner
         self._scheduler = scheduler
+        self._lower = lower
         self._in_flight: StepHandle | None = None
+        self._free_at_s = 0.0  # when the device had finished the last step that was fetched
 
     @property
     def has_work(self) -> bool:
@@ -69,13 +78,24 @@ class Engine:
         self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenEvent]:
-        """Dispatch the next step, then read the one before it."""
+        """Dispatch the next step, then read the one before it.
+
+        If there is nothing to do but to wait for lower tiers, waits for them a little.
+        """
+        if self._lower is not None:
+            self._lower.wake.clear()
         plan = self._scheduler.schedule()
         handle = self._runner.dispatch(plan) if plan is not None else None
         previous, self._in_flight = self._in_flight, handle
         if previous is None:
+            if plan is None and self._lower is not None and self._lower.tiers.is_busy:
+                self._lower.wake.wait(MAX_WAIT_S)
             return []
-        return self._scheduler.apply(previous.plan, self._runner.fetch(previous))
+        result = self._runner.fetch(previous)
+        now_s = time.perf_counter()
+        duration_s = now_s - max(previous.dispatched_s, self._free_at_s)
+        self._free_at_s = now_s
+        return self._scheduler.apply(previous.plan, result, duration_s)
 
     def check_integrity(self) -> None:
         """Recount everything the scheduler keeps; raises AssertionError if a count is off."""

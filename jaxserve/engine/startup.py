@@ -21,9 +21,11 @@ from jaxserve.config import Config
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.engine.core import Engine, StartupReport
 from jaxserve.engine.host_memory import available_bytes
+from jaxserve.engine.tiers import build_tiers
 from jaxserve.errors import ConfigError
 from jaxserve.folders import user_cache_folder
 from jaxserve.kv.blocks import Namespace
+from jaxserve.kv.planner import LoadPlanner
 from jaxserve.kv.pool import KVPool, create_pool, page_bytes, storage_dtype
 from jaxserve.models import layers as nn
 from jaxserve.pallas_kernels.cpu import ops as native
@@ -110,6 +112,8 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         buckets,
         ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
     )
+    lower = build_tiers(config.cache, runner.pool)
+    runner.transfers = lower and lower.transfers
     start = time.perf_counter()
     if config.runtime.warmup:
         runner.compile(progress)
@@ -123,6 +127,8 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         namespace_root=_namespace(model, groups, dtype, shape.page_size, native_cpu).root(),
         enable_prefix_caching=config.cache.enable_prefix_caching,
         buckets=buckets,
+        tiers=lower and lower.tiers,
+        load_planner=LoadPlanner(shape.page_size, config.cache.kv_load),
     )
     report = StartupReport(
         num_params=sum(leaf.size for leaf in jax.tree.leaves(model.params)),
@@ -141,6 +147,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         runner=runner,
         scheduler=scheduler,
         report=report,
+        lower=lower,
     )
 
 

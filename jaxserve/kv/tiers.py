@@ -121,6 +121,7 @@ class Tiers:
         mover: moves bytes.
         saves_early: save each block once it has a name, not only when it loses its page.
         cascade: the stores; None: none.
+        inbox: where mover and stores report, if it was made before.
     """
 
     def __init__(
@@ -132,11 +133,12 @@ class Tiers:
         *,
         saves_early: bool,
         cascade: Cascade | None = None,
+        inbox: deque[Message] | None = None,
     ):
         self.host = host
         self.slot_bytes = slot_bytes
         self.counters = TierCounters()
-        self.inbox: deque[Message] = deque()
+        self.inbox: deque[Message] = deque() if inbox is None else inbox
         self._mover = mover
         self._cascade = cascade
         self._saves_early = saves_early

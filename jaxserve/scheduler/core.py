@@ -84,9 +84,8 @@ class Scheduler:
         self._roster = Roster(max_num_seqs, self._index, enable_prefix_caching, tiers)
         if tiers is not None:
             self._index.listen(tiers)
-        finder = PrefixFinder(
-            self._roster.pager, tiers, load_planner or LoadPlanner(page_size), clock
-        )
+        self._load_planner = load_planner or LoadPlanner(page_size)
+        finder = PrefixFinder(self._roster.pager, tiers, self._load_planner, clock)
         self._planner = Planner(self._roster, self._chooser, finder, self._is_by_priority, clock)
         self._order = count()
         self._unapplied: deque[int] = deque()
@@ -189,10 +188,19 @@ class Scheduler:
             self._unapplied.append(plan.step_id)
         return plan
 
-    def apply(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
-        """Take in the tokens of the oldest outstanding step; rows of ended requests are ignored."""
+    def apply(
+        self, plan: StepPlan, result: StepResult, duration_s: float | None = None
+    ) -> list[TokenEvent]:
+        """Take in the tokens of the oldest outstanding step; rows of ended requests are ignored.
+
+        Args:
+            duration_s: how long the device took, if it was measured.
+        """
         assert self._unapplied and self._unapplied[0] == plan.step_id, "steps are applied in order"
         self._unapplied.popleft()
+        if duration_s is not None and plan.prefills:
+            num_pairs = sum((c.end * c.end - c.start * c.start) / 2 for c in plan.prefills)
+            self._load_planner.prefill.observe(plan.num_tokens, num_pairs, duration_s)
         events: list[TokenEvent] = []
         num_decodes = plan.num_decodes
         first_token = num_decodes

@@ -1,0 +1,273 @@
+"""Moves blocks between the device's pages and the slots of the host tier, off the hot path.
+
+Device to host: a compiled gather copies pages out of the pool, in program order, so the step that
+follows may overwrite them; the copy goes to pinned host memory, and a thread waits for it and
+writes it into slots. Host to device: a thread collects slots into one array and brings it to the
+device; a compiled scatter, which donates the pool, writes it into pages just before a step.
+Gathers and scatters are compiled ahead, one for each of a few sizes.
+
+The pool is never read or written by the threads. What they finish, they report to the inbox of
+`Tiers`. The bytes in a slot are those of the unsharded block, whatever the mesh. Knows nothing of
+names, policies or requests.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from jaxserve.errors import ConfigError
+from jaxserve.kv.host_pool import HostPool
+from jaxserve.kv.tiers import Message, Saved, Staged
+from jaxserve.kv.transfer_plan import PageSave, PieceLoad, TransferPlan
+from jaxserve.programs import ProgramSpec
+
+logger = logging.getLogger(__name__)
+
+SIZES = (4, 16, 64)
+"""Blocks that one gather or scatter moves; less is padded."""
+
+MAX_SAVES_IN_FLIGHT = 8
+"""Gathers whose bytes wait to be written into slots; the next one waits for the first of them."""
+
+STAGING_KIND = "pinned_host"
+
+
+class Transfers:
+    """The mover of `Tiers`.
+
+    Args:
+        host: memory of the host tier.
+        pool: one array per KV group, [N, L, 2, K, P, H]; only shapes and shardings are kept.
+        inbox: where finished transfers are reported.
+        wake: called after each report.
+
+    Raises:
+        ConfigError: the platform has no pinned host memory, or damages what is moved through it.
+    """
+
+    def __init__(
+        self,
+        host: HostPool,
+        pool: "Sequence[jax.Array]",
+        inbox: deque[Message],
+        wake: Callable[[], None],
+    ):
+        self._host = host
+        self._inbox = inbox
+        self._wake = wake
+        self._num_pages = [array.shape[0] for array in pool]
+        self._shapes = [array.shape[1:] for array in pool]
+        self._dtype = np.dtype(pool[0].dtype)
+        self._shardings = [array.sharding for array in pool]
+        self._staging = [with_memory_kind(sharding, STAGING_KIND) for sharding in self._shardings]
+        self._specs = {
+            spec.name: spec
+            for group, array in enumerate(pool)
+            for size in SIZES
+            for spec in (_gather(group, size, array), _scatter(group, size, array))
+        }
+        self._programs: dict[str, Any] = {}
+        self._staged: dict[int, list[jax.Array]] = {}
+        self._staged_lock = threading.Lock()
+        self._saves: queue.SimpleQueue[tuple[int, list[PageSave], jax.Array] | None] = (
+            queue.SimpleQueue()
+        )
+        self._stages: queue.SimpleQueue[tuple[int, tuple[int, ...]] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(MAX_SAVES_IN_FLIGHT)
+        check_memory_kinds(self._shardings, self._staging, self._shapes, self._dtype)
+        self._threads = [
+            threading.Thread(target=self._save_loop, name="kv-save", daemon=True),
+            threading.Thread(target=self._stage_loop, name="kv-stage", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def specs(self) -> list[ProgramSpec]:
+        """The programs to compile ahead."""
+        return list(self._specs.values())
+
+    def use(self, programs: "dict[str, jax.stages.Compiled]") -> None:
+        """Take over the compiled programs."""
+        self._programs = {name: programs[name] for name in self._specs if name in programs}
+
+    def _program(self, name: str) -> Any:
+        if name not in self._programs:  # warm-up was turned off
+            spec = self._specs[name]
+            jitted = jax.jit(
+                spec.function, donate_argnums=spec.donate, out_shardings=spec.out_shardings
+            )
+            self._programs[name] = jitted.lower(*spec.args).compile()
+        return self._programs[name]
+
+    # --- on the engine's thread ---
+
+    def execute(self, plan: TransferPlan, pool: "list[jax.Array]") -> "list[jax.Array]":
+        """Enqueue what a plan moves: loads first, then saves. Returns the pool that follows."""
+        for load in plan.loads:
+            pool = self._load(load, pool)
+        if plan.saves:
+            for group in range(len(pool)):
+                saves = [save for save in plan.saves if save.group == group]
+                for start in range(0, len(saves), SIZES[-1]):
+                    self._start_save(group, saves[start : start + SIZES[-1]], pool[group])
+        return pool
+
+    def _load(self, load: PieceLoad, pool: "list[jax.Array]") -> "list[jax.Array]":
+        with self._staged_lock:
+            staged = self._staged.pop(load.piece_id)
+        pool = list(pool)
+        for group, pages in enumerate(load.pages):
+            if (pages < 0).all():
+                continue
+            rows = staged[group]
+            ids = np.full(rows.shape[0], self._num_pages[group], np.int32)  # out of range: dropped
+            ids[: len(pages)] = np.where(pages < 0, self._num_pages[group], pages)
+            (pool[group],) = self._program(_name("load", group, len(ids)))(pool[group], ids, rows)
+        return pool
+
+    def _start_save(self, group: int, saves: list[PageSave], array: jax.Array) -> None:
+        ids = np.zeros(_size_for(len(saves)), np.int32)
+        ids[: len(saves)] = [save.page for save in saves]
+        (rows,) = self._program(_name("save", group, len(ids)))(array, ids)
+        self._room.acquire()
+        self._saves.put((group, saves, jax.device_put(rows, self._staging[group])))
+
+    def stage(self, piece_id: int, slots: Sequence[int]) -> None:
+        """Start to bring slots to the device as one piece."""
+        self._stages.put((piece_id, tuple(slots)))
+
+    def drop(self, piece_id: int) -> None:
+        """Let go of a staged piece."""
+        with self._staged_lock:
+            self._staged.pop(piece_id, None)
+
+    def close(self) -> None:
+        """End the threads, once what was enqueued is done."""
+        self._saves.put(None)
+        self._stages.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._staged.clear()
+
+    # --- on threads of its own ---
+
+    def _report(self, *messages: Message) -> None:
+        self._inbox.extend(messages)
+        self._wake()
+
+    def _save_loop(self) -> None:
+        while (entry := self._saves.get()) is not None:
+            group, saves, rows = entry
+            is_ok = True
+            try:
+                for save, block in zip(saves, np.asarray(rows), strict=False):
+                    np.copyto(self._host.block(save.slot, group), block)
+            except Exception:
+                logger.exception("%d blocks could not be saved to the host tier", len(saves))
+                is_ok = False
+            del entry, rows
+            self._room.release()
+            self._report(*(Saved(save, is_ok) for save in saves))
+
+    def _stage_loop(self) -> None:
+        while (entry := self._stages.get()) is not None:
+            piece_id, slots = entry
+            start = time.perf_counter()
+            is_ok, num_bytes = True, 0
+            try:
+                arrays = [self._collect(group, slots) for group in range(len(self._shapes))]
+                jax.block_until_ready(arrays)
+                num_bytes = sum(array.nbytes for array in arrays)
+                with self._staged_lock:
+                    self._staged[piece_id] = arrays
+            except Exception:
+                logger.exception("%d blocks could not be brought to the device", len(slots))
+                is_ok = False
+            self._report(Staged(piece_id, is_ok, num_bytes, time.perf_counter() - start))
+
+    def _collect(self, group: int, slots: tuple[int, ...]) -> jax.Array:
+        """One group's blocks of slots, on the device. The array may alias `rows`, so it is new."""
+        rows = np.empty((_size_for(len(slots)), *self._shapes[group]), self._dtype)
+        for row, slot in zip(rows, slots, strict=False):
+            np.copyto(row, self._host.block(slot, group))
+        rows[len(slots) :] = 0
+        return jax.device_put(rows, self._shardings[group])
+
+
+def with_memory_kind(sharding: Sharding, kind: str) -> Sharding:
+    """The same devices, another memory; whole on the host if the device has it in parts."""
+    try:
+        if isinstance(sharding, NamedSharding):
+            return NamedSharding(sharding.mesh, PartitionSpec(), memory_kind=kind)
+        (device,) = sharding.device_set
+        return SingleDeviceSharding(device, memory_kind=kind)
+    except ValueError as error:
+        raise ConfigError(
+            f"this platform has no {kind} memory, which the host tier needs: set kv_host_bytes to "
+            f"0 ({error})"
+        ) from error
+
+
+def check_memory_kinds(
+    shardings: Sequence[Sharding],
+    staging: Sequence[Sharding],
+    shapes: Sequence[tuple[int, ...]],
+    dtype: np.dtype,
+) -> None:
+    """Send a pattern through every memory kind and dtype in use, there and back.
+
+    Raises:
+        ConfigError: it did not come back as it was, or was silently kept elsewhere.
+    """
+    for device, host, shape in zip(shardings, staging, shapes, strict=True):
+        pattern = np.random.default_rng(7).integers(0, 256, (2, *shape, dtype.itemsize), np.uint8)
+        pattern = pattern.view(dtype).reshape(2, *shape)
+        there = jax.device_put(jax.device_put(pattern, device), host)
+        kind = there.sharding.memory_kind
+        if kind != host.memory_kind:
+            raise ConfigError(
+                f"{dtype} was put into {kind} memory instead of {host.memory_kind}, silently: the "
+                "host tier cannot be used on this platform; set kv_host_bytes to 0"
+            )
+        for place, array in (("host", there), ("device", jax.device_put(there, device))):
+            if np.asarray(array).tobytes() != pattern.tobytes():
+                raise ConfigError(
+                    f"{dtype} comes back damaged from {host.memory_kind} memory (read on the "
+                    f"{place}): the host tier cannot be used; set kv_host_bytes to 0"
+                )
+
+
+def _size_for(count: int) -> int:
+    return next(size for size in SIZES if size >= count)
+
+
+def _name(kind: str, group: int, size: int) -> str:
+    return f"{kind} {size} blocks of group {group}"
+
+
+def _gather(group: int, size: int, pool: jax.Array) -> ProgramSpec:
+    return ProgramSpec(
+        name=_name("save", group, size),
+        function=lambda pages, ids: [pages.at[ids].get(mode="clip")],
+        args=(pool, np.zeros(size, np.int32)),
+        donate=(),
+    )
+
+
+def _scatter(group: int, size: int, pool: jax.Array) -> ProgramSpec:
+    rows = jax.ShapeDtypeStruct((size, *pool.shape[1:]), pool.dtype, sharding=pool.sharding)
+    return ProgramSpec(
+        name=_name("load", group, size),
+        function=lambda pages, ids, rows: [pages.at[ids].set(rows, mode="drop")],
+        args=(pool, np.zeros(size, np.int32), rows),
+        donate=(0,),
+        out_shardings=None if len(pool.sharding.device_set) == 1 else [pool.sharding],
+    )
