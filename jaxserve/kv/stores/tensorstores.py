@@ -4,6 +4,7 @@ Credentials come from the environment and the usual files (AWS_ACCESS_KEY_ID, ~/
 GOOGLE_APPLICATION_CREDENTIALS), never from a URL. Knows nothing of records.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,8 @@ def open_driver(driver: str, bucket: str, path: str, options: DriverOptions) -> 
             spec["aws_credentials"] = {"type": "anonymous"}
         elif options.profile:
             spec["aws_credentials"] = {"type": "profile", "profile": options.profile}
+        elif "AWS_ACCESS_KEY_ID" in os.environ:  # else the driver looks everywhere, and says so
+            spec["aws_credentials"] = {"type": "environment"}
     patience = {
         "max_retries": max(options.retries, 1),
         "initial_delay": "50ms",

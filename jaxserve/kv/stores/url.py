@@ -9,6 +9,7 @@
 Knows which options each kind has and what they mean; the stores know only their values.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from jaxserve.errors import ConfigError, StoreError
 from jaxserve.kv.policy.factory import check_policy
 from jaxserve.kv.stores.base import Store
+from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
 from jaxserve.kv.stores.limits import WorkerLimits
 from jaxserve.kv.stores.objects import ObjectOptions, ObjectStore
 from jaxserve.kv.stores.options import as_bytes, as_choice, as_count, as_seconds, parse_options
@@ -32,6 +34,16 @@ Parse = Callable[[str, str], object]
 
 def _threads(name: str, text: str) -> int:
     return as_count(name, text, 1, 64)
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name} is {text!r:.60}; expected a share from 0 to 1.")
+    return share
 
 
 def _flag(name: str, text: str) -> bool:
@@ -71,6 +83,22 @@ _S3: dict[str, tuple[str, Parse]] = _BUCKET | {
     "region": ("region", _text),
     "profile": ("profile", _text),
     "anonymous": ("anonymous", _flag),
+}
+_VALKEY: dict[str, tuple[str, Parse]] = {
+    **{key: _RECORDS[key] for key in ("max_bytes", "policy", "ttl", "timeout")},
+    "connect_timeout": ("connect_timeout_s", as_seconds),
+    "connections": ("connections", _threads),
+    "prefix": ("prefix", _text),
+    "password_env": ("password_env", _text),
+}
+_FAULTS: dict[str, tuple[str, Parse]] = {
+    "latency": ("latency_s", as_seconds),
+    "bandwidth": ("bytes_per_s", as_bytes),
+    "error_rate": ("error_rate", _share),
+    "hang": ("hang", _flag),
+    "flap": ("flap_s", as_seconds),
+    "corrupt": ("corrupt_rate", _share),
+    "seed": ("seed", lambda name, text: as_count(name, text, 0, 2**31)),
 }
 _DRIVERS: dict[str, tuple[str, dict[str, tuple[str, Parse]]]] = {
     "memory": ("memory", {}),
@@ -175,6 +203,8 @@ def schemes() -> list[str]:
 
 
 def _open(address: StoreAddress) -> Store:
+    if address.scheme.startswith("fault+"):
+        return _open_faulty(address)
     opener = _OPENERS.get(address.scheme)
     if opener is not None:
         return opener(address)
@@ -214,6 +244,52 @@ def _open_objects(address: StoreAddress) -> Store:
     )
 
 
+def _open_valkey(address: StoreAddress) -> Store:
+    from jaxserve.kv.stores.valkey import ValkeyOptions, ValkeyStore
+
+    values = address.options(_VALKEY)
+    parts = urlsplit(address.url)
+    try:
+        port, db = parts.port, parts.path.strip("/")
+    except ValueError:
+        port, db = -1, ""
+    if not parts.hostname or port == -1 or not (db or "0").isdigit():
+        raise ConfigError(
+            f"KV store {address.shown}: expected {address.scheme}://host:port/database number"
+        )
+    password = unquote(parts.password or "")
+    variable = values.pop("password_env", None)
+    if variable is not None:
+        password = os.environ.get(str(variable), "")
+        if not password:
+            raise ConfigError(
+                f"KV store {address.shown}: environment variable {variable} is not set"
+            )
+    options = ValkeyOptions(
+        host=parts.hostname,
+        port=port or 6379,
+        db=int(db or "0"),
+        username=unquote(parts.username or ""),
+        password=password,
+        tls=address.scheme in ("valkeys", "rediss"),
+        **values,  # pyright: ignore[reportArgumentType]
+    )
+    return ValkeyStore(address.name, options, address.clock)
+
+
+def _open_faulty(address: StoreAddress) -> Store:
+    parts = urlsplit(address.url)
+    pairs = [pair for pair in parts.query.split("&") if pair]
+    ours = [pair for pair in pairs if pair.partition("=")[0] in _FAULTS]
+    rest = "&".join(pair for pair in pairs if pair not in ours)
+    given = parse_options("?" + "&".join(ours), list(_FAULTS))
+    values = {_FAULTS[key][0]: _FAULTS[key][1](key, text) for key, text in given.items()}
+    scheme = address.scheme.removeprefix("fault+")
+    url = urlunsplit(parts._replace(scheme=scheme, query=rest))
+    inner = _open(replace(address, scheme=scheme, url=url))
+    return FaultyStore(inner, FaultPlan(**values))  # pyright: ignore[reportArgumentType]
+
+
 _NAMES = {"file": "disk", "objects+file": "files", "redis": "valkey", "rediss": "valkey"}
 _PRIORS = {  # latency in seconds, bytes per second; until measured
     "file": (0.001, 1e9),
@@ -225,4 +301,5 @@ _PRIORS = {  # latency in seconds, bytes per second; until measured
 }
 _OPENERS: dict[str, Callable[[StoreAddress], Store]] = {
     **dict.fromkeys(_DRIVERS, _open_objects),
+    **dict.fromkeys(("valkey", "valkeys", "redis", "rediss"), _open_valkey),
 }
