@@ -46,10 +46,12 @@ class SealedRecord:
 
 
 class PutStatus(enum.Enum):
-    """STORED; PRESENT: was there already; FULL: no room within the budget; FAILED: I/O error."""
+    """STORED; PRESENT: was there already; DECLINED: the store's policy or its retention would not
+    keep it; FULL: no room within the budget; FAILED: I/O error."""
 
     STORED = "stored"
     PRESENT = "present"
+    DECLINED = "declined"
     FULL = "full"
     FAILED = "failed"
 

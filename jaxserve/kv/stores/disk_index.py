@@ -1,0 +1,422 @@
+"""What is where in the folder of a disk store, what may be added, and what leaves for it.
+
+The budget counts every byte of the folder: files have their full size from their creation, a file
+that is removed counts until its last reader has closed it, and the folder itself has a reserve.
+A file is only made if it fits, so the sum is never above `max_bytes`, not even for a moment.
+
+All slots of a segment have one size. A record that leaves gives its slot to the next of that size;
+where only records of another size could leave, the whole segment of the one that should leave
+first is given up. Not thread-safe: the store holds its lock.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxserve.errors import ConfigError
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.policy.base import Policy
+from jaxserve.kv.policy.factory import make_policy
+from jaxserve.kv.stores.base import RecordInfo
+from jaxserve.kv.stores.disk_options import DiskOptions
+from jaxserve.kv.stores.disk_segment import (
+    ENTRY_BYTES,
+    SUFFIX,
+    TEMPORARY_SUFFIX,
+    Entry,
+    Segment,
+    file_bytes,
+    slots_within,
+)
+
+_LOG = logging.getLogger(__name__)
+_FOLDER_BYTES = 16 << 10
+_FOLDER_BYTES_PER_FILE = 128
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_GROW_AGAIN_S = 30.0
+
+
+class Place(NamedTuple):
+    """Where a record is; `sequence` tells it from a later one in the same slot."""
+
+    segment: Segment
+    slot: int
+    sequence: int
+
+
+class DiskIndex:
+    """Records, slots, segments and the policy of one folder.
+
+    Args:
+        folder: exists.
+        options: of the store.
+        direct: whether to use direct I/O.
+        writable: False leaves the folder as it is.
+
+    Raises:
+        ConfigError: the folder holds what is not a store's.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, folder: Path, options: DiskOptions, direct: bool, writable: bool):
+        self.pinned: set[BlockHash] = set()
+        self.num_evicted = 0
+        self.may_expire = options.ttl_s > 0
+        self._folder = folder
+        self._options = options
+        self._direct = direct
+        self._segments: dict[int, Segment] = {}
+        self._roomy: dict[int, Segment] = {}
+        self._next_segment_id = 0
+        self._where: dict[BlockHash, int] = {}
+        self._next_sequence = 1
+        self._names: dict[bytes, int] = {}
+        self._name_of: list[bytes] = []
+        self._used_bytes = _FOLDER_BYTES
+        self._grow_at_s = 0.0
+        self._min_slot_bytes = 0
+        self._policy: Policy = make_policy(options.policy, 1)
+        self._load(writable)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    @property
+    def physical_bytes(self) -> int:
+        """Of the whole folder on disk; an upper bound."""
+        return self._used_bytes
+
+    @property
+    def record_bytes(self) -> int:
+        """Sum of the lengths of all records."""
+        return sum(int(segment.num_bytes.sum()) for segment in self._segments.values())
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All of them."""
+        return list(self._segments.values())
+
+    def find(self, key: BlockHash) -> Place | None:
+        """Where a record is."""
+        location = self._where.get(key)
+        if location is None:
+            return None
+        segment, slot = self._segments[location >> 32], location & 0xFFFFFFFF
+        return Place(segment, slot, int(segment.sequence[slot]))
+
+    def touch(self, key: BlockHash) -> None:
+        """A record was used."""
+        self._policy.touch(key)
+
+    def miss(self, key: BlockHash) -> None:
+        """A record was looked for in vain."""
+        self._policy.miss(key)
+
+    def admits(self, key: BlockHash, slot_bytes: int) -> bool:
+        """Whether the policy wants a record that is not there, in a slot of this size."""
+        self._fit_policy(slot_bytes)
+        return self._policy.admits(key)
+
+    def info(self, place: Place) -> RecordInfo:
+        """What is known of a record."""
+        segment, slot, _ = place
+        return RecordInfo(
+            segment.keys[slot].tobytes(),
+            self._name_of[segment.namespace[slot]],
+            self._name_of[segment.tenant[slot]],
+            int(segment.num_bytes[slot]),
+            float(segment.created[slot]),
+            float(segment.expires[slot]),
+        )
+
+    def keys(self) -> list[BlockHash]:
+        """All of them, now."""
+        return list(self._where)
+
+    def select(
+        self,
+        *,
+        tenant: bytes | None = None,
+        other_than: bytes | None = None,
+        expired_at_s: float | None = None,
+    ) -> list[BlockHash]:
+        """Keys by tenant, by namespace (all but one) or by time."""
+        found = []
+        for segment in self._segments.values():
+            wanted = segment.sequence > 0
+            if tenant is not None:
+                wanted &= segment.tenant == self._names.get(tenant, len(self._name_of))
+            if other_than is not None:
+                wanted &= segment.namespace != self._names.get(other_than, len(self._name_of))
+            if expired_at_s is not None:
+                wanted &= (segment.expires != 0) & (segment.expires <= expired_at_s)
+            found += [segment.keys[slot].tobytes() for slot in np.nonzero(wanted)[0]]
+        return found
+
+    def take_slot(self, slot_bytes: int) -> tuple[Segment, int] | None:
+        """A slot to write to, reserved; others leave for it if they must. None if nothing may.
+
+        Raises:
+            OSError: the disk failed, other than being full.
+        """
+        while True:
+            segment = self._roomy.get(slot_bytes)
+            if segment is None or segment.is_dropped or not segment.free:
+                of_size = (s for s in self._segments.values() if s.slot_bytes == slot_bytes)
+                segment = next((s for s in of_size if s.free), None)
+            if segment is not None:
+                self._roomy[slot_bytes] = segment
+                segment.num_reserved += 1
+                return segment, segment.free.popleft()
+            if not self._add_segment(slot_bytes) and not self._evict_one(slot_bytes):
+                return None
+
+    def publish(self, entry: Entry, segment: Segment, slot: int) -> None:
+        """The record in a reserved slot is there from now on."""
+        self._set_row(segment, slot, entry)
+        segment.num_reserved -= 1
+        self._policy.insert(entry.info.block_hash)
+
+    def new_sequence(self) -> int:
+        """Numbers for records, in the order in which they are stored."""
+        self._next_sequence += 1
+        return self._next_sequence - 1
+
+    def give_back(self, segment: Segment, slots: Iterable[int], *, usable: bool = True) -> None:
+        """Reserved slots are free again; or never to be used, where the disk has failed."""
+        for slot in slots:
+            segment.num_reserved -= 1
+            if usable:
+                segment.free.append(slot)
+
+    def remove(self, key: BlockHash, *, evicted: bool) -> Place:
+        """A record is not there from now on, and its slot is reserved."""
+        place = self.find(key)
+        assert place is not None
+        segment, slot, _ = place
+        del self._where[key]
+        segment.sequence[slot] = segment.num_bytes[slot] = 0
+        segment.num_live -= 1
+        segment.num_reserved += 1
+        if key in self.pinned:
+            self.pinned.discard(key)
+            segment.num_pinned -= 1
+        self._policy.remove(key, evicted=evicted)
+        return place
+
+    def set_pinned(self, key: BlockHash, pinned: bool) -> None:
+        """Of a record that is there. Raises OSError."""
+        place = self.find(key)
+        assert place is not None
+        if pinned == (key in self.pinned):
+            return
+        place.segment.set_pinned(place.slot, pinned)
+        (self.pinned.add if pinned else self.pinned.discard)(key)
+        place.segment.num_pinned += 1 if pinned else -1
+
+    def drop_segment(self, segment: Segment) -> None:
+        """Remove a file with everything in it; nobody may be writing there. Raises OSError."""
+        assert not segment.num_reserved
+        segment.path.unlink()
+        for slot in np.nonzero(segment.sequence)[0]:
+            self.remove(segment.keys[slot].tobytes(), evicted=False)
+        del self._segments[segment.id]
+        segment.is_dropped = True
+        if not segment.num_users:
+            self._close_dropped(segment)
+
+    def leave(self, segment: Segment) -> None:
+        """A thread has ended its use of a segment's file."""
+        segment.num_users -= 1
+        if segment.is_dropped and not segment.num_users:
+            self._close_dropped(segment)
+
+    def check_integrity(self) -> None:
+        """Recount everything; for tests."""
+        num_live = 0
+        for segment in self._segments.values():
+            live = np.nonzero(segment.sequence)[0].tolist()
+            assert segment.num_live == len(live)
+            assert len(live) + len(segment.free) + segment.num_reserved <= segment.num_slots
+            assert not set(live) & set(segment.free) and len(set(segment.free)) == len(segment.free)
+            for slot in live:
+                assert self._where[segment.keys[slot].tobytes()] == segment.id << 32 | slot
+            keys = {segment.keys[slot].tobytes() for slot in live}
+            assert segment.num_pinned == len(keys & self.pinned)
+            num_live += len(live)
+        assert num_live == len(self._where) and self.pinned <= self._where.keys()
+        self._policy.check_integrity(self._where.keys())
+        assert self._used_bytes <= self._options.max_bytes
+
+    def _close_dropped(self, segment: Segment) -> None:
+        segment.close()
+        self._used_bytes -= segment.num_bytes_of_file + _FOLDER_BYTES_PER_FILE
+
+    def _set_row(self, segment: Segment, slot: int, entry: Entry) -> None:
+        info = entry.info
+        segment.keys[slot] = np.frombuffer(info.block_hash, np.uint8)
+        segment.sequence[slot] = entry.sequence
+        segment.created[slot] = info.created_s
+        segment.expires[slot] = info.expires_s
+        segment.num_bytes[slot] = info.num_bytes
+        segment.tenant[slot] = self._number_of(info.tenant)
+        segment.namespace[slot] = self._number_of(info.namespace)
+        segment.num_live += 1
+        self._where[info.block_hash] = segment.id << 32 | slot
+        if entry.pinned:
+            self.pinned.add(info.block_hash)
+            segment.num_pinned += 1
+        self.may_expire |= info.expires_s > 0
+
+    def _number_of(self, name: bytes) -> int:
+        number = self._names.setdefault(name, len(self._name_of))
+        if number == len(self._name_of):
+            self._name_of.append(name)
+        return number
+
+    def _add_segment(self, slot_bytes: int) -> bool:
+        for segment in self.segments:
+            is_of_use = segment.slot_bytes == slot_bytes or segment.num_live
+            if not is_of_use and not segment.num_reserved:
+                self.drop_segment(segment)
+        max_bytes = self._options.max_bytes
+        target = max(max_bytes >> 7, min(max_bytes >> 2, 64 << 20))
+        room = max_bytes - self._used_bytes - _FOLDER_BYTES_PER_FILE
+        num_slots = slots_within(slot_bytes, min(target, room)) or min(
+            slots_within(slot_bytes, room), 1
+        )
+        if time.monotonic() < self._grow_at_s:
+            return False
+        while num_slots:
+            # Counted before it is made.
+            num_bytes = file_bytes(slot_bytes, num_slots) + _FOLDER_BYTES_PER_FILE
+            self._used_bytes += num_bytes
+            try:
+                segment = Segment.create(
+                    self._folder, self._next_segment_id, slot_bytes, num_slots, self._direct
+                )
+            except OSError as error:
+                self._used_bytes -= num_bytes
+                if error.errno not in _NO_SPACE:
+                    raise
+                num_slots //= 4
+                continue
+            self._segments[segment.id] = segment
+            self._next_segment_id += 1
+            return True
+        if slots_within(slot_bytes, room):
+            _LOG.warning(
+                "the disk of the KV store %s is full; expected room for max_bytes=%d, of which "
+                "%d are used. Older blocks leave for new ones.",
+                self._folder,
+                max_bytes,
+                self._used_bytes,
+            )
+            self._grow_at_s = time.monotonic() + _GROW_AGAIN_S
+        return False
+
+    def _evict_one(self, slot_bytes: int) -> bool:
+        key = self._policy.victim(lambda key: key not in self.pinned)
+        if key is None:
+            return False
+        place = self.find(key)
+        assert place is not None
+        segment = place.segment
+        can_go = not segment.num_reserved and not segment.num_pinned
+        if segment.slot_bytes != slot_bytes and can_go:
+            self.num_evicted += segment.num_live
+            self.drop_segment(segment)
+            return True
+        self.num_evicted += 1
+        self.remove(key, evicted=True)
+        try:
+            segment.clear_entries(place.slot, 1)
+        except OSError:
+            self.give_back(segment, [place.slot], usable=False)
+            raise
+        self.give_back(segment, [place.slot])
+        return True
+
+    def _fit_policy(self, slot_bytes: int) -> None:
+        """A policy for as many records as fit if all are as small as the smallest."""
+        if self._min_slot_bytes and slot_bytes >= self._min_slot_bytes:
+            return
+        self._min_slot_bytes = slot_bytes
+        capacity = max(1, self._options.max_bytes // (slot_bytes + ENTRY_BYTES))
+        self._policy = make_policy(self._options.policy, capacity)
+        for _, key in sorted(self._in_order()):
+            self._policy.insert(key)
+
+    def _in_order(self) -> Iterator[tuple[int, BlockHash]]:
+        for segment in self._segments.values():
+            for slot in np.nonzero(segment.sequence)[0]:
+                yield int(segment.sequence[slot]), segment.keys[slot].tobytes()
+
+    def _load(self, writable: bool) -> None:
+        strangers = []
+        for path in sorted(self._folder.iterdir()):
+            if path.name.endswith(TEMPORARY_SUFFIX):
+                if writable:
+                    path.unlink()
+            elif path.name.endswith(SUFFIX):
+                self._load_segment(path, writable)
+            elif path.name != "lost+found":
+                strangers.append(path.name)
+        if strangers:
+            raise ConfigError(
+                f"The folder {self._folder} holds {strangers[0]!r}, which is no KV store's; "
+                f"expected an empty folder or one that a KV store made."
+            )
+        self._next_segment_id = 1 + max(self._segments, default=-1)
+        if writable:
+            self._shrink()
+        if self._segments:
+            self._fit_policy(min(segment.slot_bytes for segment in self._segments.values()))
+
+    def _load_segment(self, path: Path, writable: bool) -> None:
+        try:
+            segment, entries = Segment.load(path, self._direct, writable)
+        except ValueError as error:
+            _LOG.warning("the KV store's file %s is of no use: %s", path, error)
+            if writable:
+                path.unlink()
+            return
+        self._segments[segment.id] = segment
+        self._used_bytes += segment.num_bytes_of_file + _FOLDER_BYTES_PER_FILE
+        for slot, entry in enumerate(entries):
+            older = self.find(entry.info.block_hash) if entry is not None else None
+            if entry is None or (older is not None and older.sequence > entry.sequence):
+                segment.free.append(slot)
+                continue
+            if older is not None:
+                self._forget_row(entry.info.block_hash, older)
+            self._set_row(segment, slot, entry)
+            self._next_sequence = max(self._next_sequence, entry.sequence + 1)
+
+    def _forget_row(self, key: BlockHash, place: Place) -> None:
+        """While loading, before the policy knows any key."""
+        segment, slot, _ = place
+        segment.sequence[slot] = segment.num_bytes[slot] = 0
+        segment.num_live -= 1
+        if key in self.pinned:
+            self.pinned.discard(key)
+            segment.num_pinned -= 1
+        segment.free.append(slot)
+        del self._where[key]
+
+    def _shrink(self) -> None:
+        """Fit into a budget that has become smaller since: oldest first, pinned last."""
+        by_age = sorted(
+            self._segments.values(), key=lambda s: (s.num_pinned > 0, int(s.sequence.max()))
+        )
+        for segment in by_age:
+            if self._used_bytes <= self._options.max_bytes:
+                return
+            for slot in np.nonzero(segment.sequence)[0]:
+                self._forget_row(segment.keys[slot].tobytes(), Place(segment, int(slot), 0))
+            self.drop_segment(segment)
