@@ -100,10 +100,12 @@ class DiskStore:
         self._sweep_if_due()
 
     @classmethod
-    def from_url(cls, url: str, clock: Callable[[], float] = time.time) -> "DiskStore":
+    def from_url(
+        cls, url: str, name: str = "disk", clock: Callable[[], float] = time.time
+    ) -> "DiskStore":
         """Open `file:///folder?option=value`; see `DiskOptions`. Raises ConfigError, StoreError."""
         parsed = parse_disk_url(url)
-        return cls(parsed.folder, parsed.options, clock)
+        return cls(parsed.folder, replace(parsed.options, name=name), clock)
 
     def probe(self, keys: Sequence[BlockHash]) -> list[bool]:
         with self._lock:
@@ -179,6 +181,8 @@ class DiskStore:
 
     def sweep(self) -> EraseCount:
         """Remove what has expired. Puts do it once a minute; an idle store needs to be told."""
+        if self.is_read_only:
+            return EraseCount(0, 0)
         now_s = self._clock()
         return self._erase(lambda: self._index.select(expired_at_s=now_s), lambda info: False)
 
@@ -211,7 +215,6 @@ class DiskStore:
             yield from infos
 
     def usage(self) -> StoreUsage:
-        self._sweep_if_due()
         with self._lock:
             self._check_open()
             return StoreUsage(len(self._index), self._index.record_bytes, self.options.max_bytes)

@@ -78,7 +78,8 @@ def parse_disk_url(url: str) -> DiskURL:
             f"The folder of the KV store URL {url} is {str(folder)!r}; expected a full path of a "
             f"folder of its own, as in file:///var/cache/jaxserve."
         )
-    options = parse_options(url, {name.removesuffix("_s") for name in _field_names()})
+    valid = [field.name.removesuffix("_s") for field in fields(DiskOptions)]
+    options = parse_options(url, [name for name in valid if name != "name"])
     values: dict[str, Any] = {}
     for name, text in options.items():
         if name == "max_bytes":
@@ -90,7 +91,3 @@ def parse_disk_url(url: str) -> DiskURL:
         else:
             values[name] = text
     return DiskURL(folder, DiskOptions(**values))
-
-
-def _field_names() -> list[str]:
-    return [field.name for field in fields(DiskOptions)]

@@ -21,7 +21,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 PAGE_BYTES = 4096
-"""Records begin at multiples of this in a scratch, so a store may use direct I/O from it."""
+"""Records end at multiples of this in a scratch: what follows a record's short header is aligned,
+so a store may use direct I/O from it."""
 
 
 class Reason(enum.StrEnum):
@@ -204,8 +205,8 @@ class Scratch:
         whole = memoryview(self.memory)
         views, start = [], 0
         for length, step in zip(lengths, stride, strict=True):
-            views.append(whole[start : start + length])
             start += step
+            views.append(whole[start - length : start])
         return views
 
 
