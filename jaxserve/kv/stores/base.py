@@ -116,6 +116,10 @@ class Store(Protocol):
         """Protect records from eviction (not from deletion), or stop; how many were there."""
         ...
 
+    def sweep(self) -> EraseCount:
+        """Remove what has expired; a worker asks for it now and then."""
+        ...
+
     def scan(self) -> Iterator[RecordInfo]:
         """Every record that is there; what changes meanwhile may be missed."""
         ...

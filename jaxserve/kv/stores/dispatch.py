@@ -33,6 +33,7 @@ class Dispatcher:
         limits: of the worker.
         clock: seconds, never going back.
         ask: one small question to the store; raises if it cannot answer.
+        sweep: housekeeping, done on a write thread every `sweep_s`.
         stats: counters, mutated under this object's lock.
     """
 
@@ -42,6 +43,7 @@ class Dispatcher:
         limits: WorkerLimits,
         clock: Callable[[], float],
         ask: Callable[[], object],
+        sweep: Callable[[], object],
         stats: StatsCounter,
     ):
         self.name = name
@@ -53,6 +55,8 @@ class Dispatcher:
         self._limits = limits
         self._clock = clock
         self._ask = ask
+        self._sweep = sweep
+        self._sweep_at_s = clock() + limits.sweep_s
         self._stats = stats
         self._watch = threading.Condition(self.lock)
         self._pending: set[Task] = set()  # whose deadline is watched
@@ -143,7 +147,11 @@ class Dispatcher:
             breaker = self.breakers["load"]
             if breaker.is_due and not self._is_closing:
                 breaker.begin_trial()
-                self._queue(self.loads, self._trial())
+                self._queue(self.loads, self._own(self._ask, Operation.PROBE, is_trial=True))
+            if now_s >= self._sweep_at_s and not self._is_closing:
+                self._sweep_at_s = now_s + self._limits.sweep_s
+                if self.breakers["write"].is_closed and not self.writes.is_stuck:
+                    self._queue(self.writes, self._own(self._sweep, Operation.ALONE))
         self._report(ended)
 
     def close(self, until_s: float) -> bool:
@@ -217,7 +225,10 @@ class Dispatcher:
             with self._watch:
                 if self._is_closed:
                     return
-                self._wake_at_s = min((t.deadline_s for t in self._pending), default=math.inf)
+                self._wake_at_s = self._sweep_at_s
+                if self._pending:
+                    earliest_s = min(task.deadline_s for task in self._pending)
+                    self._wake_at_s = min(self._wake_at_s, earliest_s)
                 breaker = self.breakers["load"]
                 if breaker.state is BreakerState.OPEN:
                     self._wake_at_s = min(self._wake_at_s, breaker.retry_at_s)
@@ -225,14 +236,18 @@ class Dispatcher:
                 # Not positive while a task is in its hand-over at its deadline.
                 self._watch.wait(min(max(wait_s, 0.01), 3600.0))
 
-    def _trial(self) -> Task:
+    def _own(
+        self, call: Callable[[], object], operation: Operation, is_trial: bool = False
+    ) -> Task:
+        """A call that nobody asked for."""
+
         def run(task: Task, scratch: Scratch) -> bool:
-            self._ask()
+            call()
             return True
 
-        now_s = self._clock()
-        until_s = now_s + self._limits.probe_timeout_s
-        return Task(Operation.PROBE, run, None, [], 0, now_s, until_s, is_trial=True)
+        now_s, limits = self._clock(), self._limits
+        timeout_s = limits.probe_timeout_s if is_trial else limits.alone_timeout_s
+        return Task(operation, run, None, [], 0, now_s, now_s + timeout_s, is_trial=is_trial)
 
     # Under the lock.
 
@@ -294,7 +309,7 @@ class Dispatcher:
         task.state = state
         self._pending.discard(task)
         seconds = self._clock() - task.submitted_s
-        if task.callback is not None:  # a trial is nobody's call
+        if task.callback is not None:  # else nobody asked for it
             self._stats.ended(task, reason, seconds)
         return _Ended(task, Outcome(list(task.values), reason, seconds))
 

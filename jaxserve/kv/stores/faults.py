@@ -126,6 +126,10 @@ class FaultyStore:
         self._suffer(0)
         return self._inner.pin(keys, pinned)
 
+    def sweep(self) -> EraseCount:
+        self._suffer(0)
+        return self._inner.sweep()
+
     def scan(self) -> Iterator[RecordInfo]:
         self._suffer(0)
         return self._inner.scan()

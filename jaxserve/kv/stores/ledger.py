@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.envelope import has_expired
 from jaxserve.kv.policy.base import Policy
 from jaxserve.kv.policy.factory import make_policy
 from jaxserve.kv.stores.base import PutStatus, RecordInfo, StoreUsage
@@ -96,10 +97,12 @@ class Ledger:
         """Reserve room for a record.
 
         Returns:
-            A grant; or PRESENT if it is there or being written; or FULL if it cannot fit, if the
-            policy would rather keep what there is, or if everything is pinned.
+            A grant; or PRESENT if it is there or being written; DECLINED if it has expired or the
+            policy would rather keep what there is; FULL if it cannot fit, or all is pinned.
         """
         key = info.block_hash
+        if self._has_expired(info):
+            return PutStatus.DECLINED
         known = self._records.get(key)
         if key in self._granted or (known is not None and not self._has_expired(known)):
             return PutStatus.PRESENT
@@ -108,7 +111,7 @@ class Ledger:
             return PutStatus.FULL
         policy = self._policy_for(charge)
         if policy is not None and not policy.admits(key):
-            return PutStatus.FULL
+            return PutStatus.DECLINED
         victims = []
         if known is not None:  # expired; its name may differ from the new one's
             victims.append(known)
@@ -176,7 +179,7 @@ class Ledger:
         self._expiries.clear()
 
     def _has_expired(self, info: RecordInfo) -> bool:
-        return bool(info.expires_s) and self._clock() >= info.expires_s
+        return has_expired(info.created_s, info.expires_s, self._clock())
 
     def _policy_for(self, charge: int) -> Policy | None:
         """The policy, made anew if records have become so small or large that it does not fit."""

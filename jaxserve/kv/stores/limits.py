@@ -15,6 +15,7 @@ class WorkerLimits:
         probe_timeout_s, get_timeout_s, put_timeout_s, alone_timeout_s: from submission to callback.
         max_failures: in a row, after which a lane's breaker opens.
         min_backoff_s, max_backoff_s: how long it stays open.
+        sweep_s: how often what has expired is removed.
         prior_latency_s, prior_bytes_per_s: assumed of loads until there are measurements.
     """
 
@@ -30,5 +31,6 @@ class WorkerLimits:
     max_failures: int = 3
     min_backoff_s: float = 1.0
     max_backoff_s: float = 60.0
+    sweep_s: float = 60.0
     prior_latency_s: float = 0.002
     prior_bytes_per_s: float = 1e9

@@ -22,13 +22,8 @@ from typing import Any, Protocol
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
-from jaxserve.kv.stores.base import (
-    EraseCount,
-    PutStatus,
-    RecordInfo,
-    SealedRecord,
-    StoreUsage,
-)
+from jaxserve.kv.envelope import has_expired
+from jaxserve.kv.stores.base import EraseCount, PutStatus, RecordInfo, SealedRecord, StoreUsage
 from jaxserve.kv.stores.ledger import Grant, Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -111,25 +106,28 @@ class ObjectStore:
             kv.read(_name(info)) if info is not None and info.num_bytes <= len(buffer) else None
             for info, buffer in zip(infos, buffers, strict=True)
         ]
-        lengths, errors = [], []
-        for info, read, buffer in zip(infos, reads, buffers, strict=True):
-            value = b""
-            if info is not None and read is not None:
-                try:
-                    value = self._wait(read, until_s).value
-                except StoreError as error:
-                    errors.append(error)
-                else:
-                    with self._lock:
-                        if len(value) == info.num_bytes:
-                            self._ledger.touch(info.block_hash)
-                        else:  # somebody else deleted or damaged it
-                            self._ledger.remove(info.block_hash)
-                            value = b""
-            buffer[: len(value)] = value
-            lengths.append(len(value))
-        if errors and len(errors) == sum(read is not None for read in reads):
-            raise errors[0]
+        lengths = [0] * len(keys)
+        error, num_answered = None, 0
+        for index in reversed(range(len(keys))):  # the policy hears of a sequence suffix first
+            info, read = infos[index], reads[index]
+            if info is None or read is None:
+                continue
+            try:
+                value = self._wait(read, until_s).value
+            except StoreError as raised:
+                error = raised
+                continue
+            num_answered += 1
+            if len(value) == info.num_bytes:
+                buffers[index][: len(value)] = value
+                lengths[index] = len(value)
+            with self._lock:
+                if lengths[index]:
+                    self._ledger.touch(keys[index])
+                else:  # somebody else deleted or damaged it
+                    self._ledger.remove(keys[index])
+        if error is not None and not num_answered:
+            raise error
         return lengths
 
     def put(self, records: Sequence[SealedRecord]) -> list[PutStatus]:
@@ -155,7 +153,7 @@ class ObjectStore:
                 with self._lock:
                     self._ledger.cancel(grant)
         error = None
-        for index, grant, write in writes:
+        for index, grant, write in reversed(writes):
             try:
                 self._wait(write, until_s)
             except StoreError as raised:
@@ -195,10 +193,23 @@ class ObjectStore:
             self._wait(write, until_s)
         return len(there)
 
+    def sweep(self) -> EraseCount:
+        kv, until_s = self._opened(), self._until()
+        num_records = num_bytes = 0
+        while True:
+            with self._lock:
+                expired = self._ledger.expired()
+            if not expired:
+                return EraseCount(num_records, num_bytes)
+            if not self._remove(kv, expired, until_s):
+                raise StoreError(f"store {self.name} could not delete expired records")
+            num_records += len(expired)
+            num_bytes += sum(info.num_bytes for info in expired)
+
     def scan(self) -> Iterator[RecordInfo]:
         kv = self._opened()
         for info in self._list(kv):
-            if not info.expires_s or self._clock() < info.expires_s:
+            if not has_expired(info.created_s, info.expires_s, self._clock()):
                 yield info
 
     def usage(self) -> StoreUsage:

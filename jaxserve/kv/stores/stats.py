@@ -41,7 +41,7 @@ class WorkerStats:
         probe, get, put, alone: each kind of call.
         probe_hits, probe_misses, hits, misses: keys; the latter two of gets.
         bytes_read, bytes_written: of records that were handed over, or newly stored.
-        stored, present, full, failed: records by `PutStatus`.
+        stored, present, declined, full, failed: records by `PutStatus`.
         dropped_writes: records refused at submission, or given up before they were written.
         refused_loads: load calls refused at submission (breaker open, all threads stuck).
         cancelled: calls.
@@ -63,6 +63,7 @@ class WorkerStats:
     bytes_written: int
     stored: int
     present: int
+    declined: int
     full: int
     failed: int
     dropped_writes: int
@@ -138,6 +139,7 @@ class StatsCounter:
             bytes_written=self._bytes[Operation.PUT],
             stored=self._statuses[PutStatus.STORED],
             present=self._statuses[PutStatus.PRESENT],
+            declined=self._statuses[PutStatus.DECLINED],
             full=self._statuses[PutStatus.FULL],
             failed=self._statuses[PutStatus.FAILED],
             dropped_writes=self._dropped_writes,

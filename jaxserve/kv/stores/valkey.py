@@ -26,6 +26,7 @@ from valkey.retry import Retry
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.envelope import has_expired
 from jaxserve.kv.stores.base import EraseCount, PutStatus, RecordInfo, SealedRecord, StoreUsage
 from jaxserve.kv.stores.ledger import Grant, Ledger
 
@@ -123,23 +124,22 @@ class ValkeyStore:
             return []
         names = [self._key(key) for key in keys]
         values: list[bytes | None] = self._ask(lambda: self._client.execute_command("MGET", *names))
-        lengths = []
-        for key, value, buffer in zip(keys, values, buffers, strict=True):
+        lengths = [0] * len(keys)
+        for index in reversed(range(len(keys))):  # the policy hears of a sequence suffix first
+            key, value, buffer = keys[index], values[index], buffers[index]
             info = None if value is None else _parse(key, value[: _HEADER.size], len(value))
             with self._lock:
-                if info is None or (info.expires_s and self._clock() >= info.expires_s):
-                    self._ledger.find(key)  # counts as a miss for the policy
+                if info is None or self._has_expired(info):
                     self._ledger.remove(key)
-                    info = None
-                elif key in self._ledger:
+                    self._ledger.find(key)  # counts as a miss for the policy
+                    continue
+                if key in self._ledger:
                     self._ledger.touch(key)
                 else:
                     self._ledger.add(info)
-            if info is None or value is None or info.num_bytes > len(buffer):
-                lengths.append(0)
-                continue
-            buffer[: info.num_bytes] = memoryview(value)[_HEADER.size :]
-            lengths.append(info.num_bytes)
+            if value is not None and info.num_bytes <= len(buffer):
+                buffer[: info.num_bytes] = memoryview(value)[_HEADER.size :]
+                lengths[index] = info.num_bytes
         return lengths
 
     def put(self, records: Sequence[SealedRecord]) -> list[PutStatus]:
@@ -148,8 +148,8 @@ class ValkeyStore:
         statuses: list[PutStatus] = []
         grants: list[tuple[int, Grant]] = []
         with self._lock:
-            for expired in self._ledger.expired():  # the server has removed them by itself
-                self._ledger.remove(expired.block_hash)
+            while self._ledger.expired():  # the server has removed them by itself
+                pass
             for index, (record, is_there) in enumerate(zip(records, there, strict=True)):
                 key = record.info.block_hash
                 if not is_there:
@@ -179,7 +179,7 @@ class ValkeyStore:
                     self._ledger.commit(grant)
             raise
         with self._lock:
-            for (index, grant), answer in zip(grants, answers, strict=True):
+            for (index, grant), answer in reversed(list(zip(grants, answers, strict=True))):
                 statuses[index] = _put_status(answer)
                 if statuses[index] is PutStatus.STORED:
                     self._ledger.commit(grant)
@@ -213,16 +213,22 @@ class ValkeyStore:
                 self._ledger.pin(info.block_hash, pinned)
         return len(there)
 
+    def sweep(self) -> EraseCount:
+        """The server removes what has expired; the books have to follow."""
+        self._check()
+        with self._lock:
+            while self._ledger.expired():
+                pass
+        return EraseCount(0, 0)
+
     def scan(self) -> Iterator[RecordInfo]:
         self._check()
-        now_s = self._clock()
         for info in self._scan():
-            if not info.expires_s or now_s < info.expires_s:
+            if not self._has_expired(info):
                 yield info
 
     def usage(self) -> StoreUsage:
         with self._lock:
-            self._ledger.expired()
             return self._ledger.usage()
 
     def flush(self) -> None:
@@ -287,6 +293,9 @@ class ValkeyStore:
                 num_records += bool(was_there)
                 num_bytes += max(length - _HEADER.size, 0) if was_there else 0
         return EraseCount(num_records, num_bytes)
+
+    def _has_expired(self, info: RecordInfo) -> bool:
+        return has_expired(info.created_s, info.expires_s, self._clock())
 
     def _timed(self, record: SealedRecord) -> RecordInfo:
         info, ttl_s = record.info, self._options.ttl_s

@@ -55,7 +55,7 @@ class StoreWorker:
         self._clock = clock
         self._stats = StatsCounter()
         self._dispatch = Dispatcher(
-            self.name, limits, clock, lambda: store.probe([_ANY_KEY]), self._stats
+            self.name, limits, clock, lambda: store.probe([_ANY_KEY]), store.sweep, self._stats
         )
 
     def submit_probe(
