@@ -244,6 +244,12 @@ def _open_objects(address: StoreAddress) -> Store:
     )
 
 
+def _open_disk(address: StoreAddress) -> Store:
+    from jaxserve.kv.stores.disk import DiskStore
+
+    return DiskStore.from_url(address.url, address.name, address.clock)
+
+
 def _open_valkey(address: StoreAddress) -> Store:
     from jaxserve.kv.stores.valkey import ValkeyOptions, ValkeyStore
 
@@ -300,6 +306,7 @@ _PRIORS = {  # latency in seconds, bytes per second; until measured
     "s3": (0.03, 2e8),
 }
 _OPENERS: dict[str, Callable[[StoreAddress], Store]] = {
+    "file": _open_disk,
     **dict.fromkeys(_DRIVERS, _open_objects),
     **dict.fromkeys(("valkey", "valkeys", "redis", "rediss"), _open_valkey),
 }
