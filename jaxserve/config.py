@@ -52,6 +52,21 @@ class CacheConfig:
     kv_host_policy: str = setting(
         "lru", "which block leaves the full host tier: lru, arc, s3fifo, tinylfu"
     )
+    kv_store: str | None = setting(
+        None,
+        "URLs of the stores behind the host tier, nearest first, separated by blanks, such as "
+        "'file:///var/cache/jaxserve?max_bytes=100GiB s3://bucket/kv'",
+    )
+    kv_ttl: str | None = setting(None, "how long stored blocks may live, such as 7d; default: ever")
+    kv_encrypt: bool = setting(
+        False, "encrypt stored blocks (AES-256-GCM, a key per tenant) with the master key"
+    )
+    kv_key_file: str | None = setting(
+        None, "file of the master key, mode 0600; default: the environment's JAXSERVE_KV_KEY"
+    )
+    kv_key_folder: str | None = setting(
+        None, "folder of the tenants' wrapped keys; default: under the user's cache folder"
+    )
     kv_offload: str = setting(
         "auto",
         "save blocks when they are complete (eager) or when they lose their page (lazy); auto: "

@@ -90,7 +90,8 @@ NO_STEP = Bucket(0, 0, True)
 class StepPlan:
     """One step. Updates per group are at most num_rows + num_tokens // page_size of the bucket.
 
-    `transfers` come before it; with `NO_STEP` as bucket they are all. `row_seqs` are the scheduler's own sequences, row by row; nobody else looks inside.
+    `transfers` come before it; with `NO_STEP` as bucket they are all. `row_seqs` are the
+    scheduler's own sequences, row by row; nobody else looks inside.
     """
 
     step_id: int

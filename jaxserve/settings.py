@@ -19,6 +19,9 @@ from jaxserve.errors import ConfigError
 
 ENV_PREFIX = "JAXSERVE_"
 CONFIG_FILE_VARIABLE = "JAXSERVE_CONFIG"
+OTHER_VARIABLES = (CONFIG_FILE_VARIABLE, "JAXSERVE_KV_KEY")
+"""Variables of ours that are not settings: where to look for them, and the KV master key."""
+
 SERVICE_LINKS = re.compile(
     r"(JAXSERVE_(.+_)?PORT=\w+://.*)"
     r"|(JAXSERVE_(.+_)?SERVICE_(HOST|PORT(_\w+)?)=.*)"
@@ -115,7 +118,7 @@ def load_settings(
             take(name, value, f"{path}: {key}")
     by_variable = {setting.variable: name for name, setting in known.items()}
     for variable in sorted(environ):
-        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_FILE_VARIABLE:
+        if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES:
             continue
         if SERVICE_LINKS.fullmatch(f"{variable}={environ[variable]}"):
             continue

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from jaxserve.errors import ConfigError
 from jaxserve.kv.host_pool import HostPool
-from jaxserve.kv.tiers import Message, Saved, Staged
+from jaxserve.kv.messages import Message, Saved, Staged
 from jaxserve.kv.transfer_plan import PageSave, PieceLoad, TransferPlan
 from jaxserve.programs import ProgramSpec
 

@@ -15,9 +15,12 @@ from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, TokenEvent
 from jaxserve.weights import LoadedModel
 
-
 MAX_WAIT_S = 0.02
 """Longest wait for a lower tier in one step; new requests and deadlines are seen to after it."""
+
+
+FLUSH_S = 10.0
+"""Longest wait for stores when the engine closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +109,15 @@ class Engine:
         return self._scheduler.stats()
 
     def close(self) -> None:
-        """Wait for the device and let go of its memory."""
+        """Write out what goes to stores, wait for the device and let go of its memory."""
+        if self._lower is not None and self._lower.cascade is not None:
+            self._lower.flush(self.step, FLUSH_S)
         if self._in_flight is not None:
             self._runner.fetch(self._in_flight)
             self._in_flight = None
         self._runner.close()
+        if self._lower is not None:
+            self._lower.close(FLUSH_S)
 
 
 def _end_ids(model: LoadedModel, tokenizer: Tokenizer) -> tuple[int, ...]:

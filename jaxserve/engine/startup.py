@@ -21,7 +21,7 @@ from jaxserve.config import Config
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.engine.core import Engine, StartupReport
 from jaxserve.engine.host_memory import available_bytes
-from jaxserve.engine.tiers import build_tiers
+from jaxserve.engine.tiers import build_tiers, tenant_secret
 from jaxserve.errors import ConfigError
 from jaxserve.folders import user_cache_folder
 from jaxserve.kv.blocks import Namespace
@@ -112,7 +112,8 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         buckets,
         ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
     )
-    lower = build_tiers(config.cache, runner.pool)
+    root = _namespace(model, groups, dtype, shape.page_size, native_cpu).root()
+    lower = build_tiers(config.cache, runner.pool, root)
     runner.transfers = lower and lower.transfers
     start = time.perf_counter()
     if config.runtime.warmup:
@@ -124,11 +125,12 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         num_pages=num_pages,
         page_size=shape.page_size,
         max_model_len=shape.max_len,
-        namespace_root=_namespace(model, groups, dtype, shape.page_size, native_cpu).root(),
+        namespace_root=root,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         buckets=buckets,
         tiers=lower and lower.tiers,
         load_planner=LoadPlanner(shape.page_size, config.cache.kv_load),
+        tenant_secret=tenant_secret(config.cache),
     )
     report = StartupReport(
         num_params=sum(leaf.size for leaf in jax.tree.leaves(model.params)),

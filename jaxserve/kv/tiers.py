@@ -16,11 +16,12 @@ import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.loads import Piece, PieceState
+from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered, Saved, Staged
 from jaxserve.kv.transfer_plan import PageSave
 
 DEVICE, HOST = "device", "host"
@@ -31,38 +32,6 @@ STAGE_LATENCY_S = 1e-3
 
 PIECE_BLOCKS = 64
 """Most blocks that move together from host slots to the device."""
-
-
-class Saved(NamedTuple):
-    """A page's bytes are in its slot, or will not be."""
-
-    save: PageSave
-    is_ok: bool
-
-
-class Staged(NamedTuple):
-    """A piece is on the device, or will not be. Its slots are no longer read."""
-
-    piece_id: int
-    is_ok: bool
-    num_bytes: int
-    duration_s: float
-
-
-class Fetched(NamedTuple):
-    """A store has answered for a piece: which of its blocks are in their slots, verified."""
-
-    piece_id: int
-    is_ok: tuple[bool, ...]
-
-
-class Offered(NamedTuple):
-    """The stores no longer read a slot that was offered to them."""
-
-    slot: int
-
-
-Message: TypeAlias = Saved | Staged | Fetched | Offered
 
 
 class Mover(Protocol):
@@ -79,6 +48,34 @@ class Mover(Protocol):
 
 class Cascade(Protocol):
     """The stores in their order; reports to the inbox."""
+
+    def refresh(self) -> None:
+        """Leave out stores that take no loads now."""
+        ...
+
+    def label(self, names: Sequence[BlockHash], tenant: bytes) -> None:
+        """These blocks belong to a tenant."""
+        ...
+
+    def look_up(self, ticket: int, names: Sequence[BlockHash]) -> bool:
+        """Ask the stores for blocks of which nothing is known; True: answers `LookedUp`."""
+        ...
+
+    def note_found(self, names: Sequence[BlockHash], found: Sequence[int]) -> None:
+        """Take in what a look-up has found."""
+        ...
+
+    def note_stored(self, name: BlockHash, stored: int) -> None:
+        """Take in which stores have a block now."""
+        ...
+
+    def forget(self, names: Sequence[BlockHash]) -> None:
+        """The stores may no longer have these blocks."""
+        ...
+
+    def estimate_look_up_s(self, num_names: int) -> float:
+        """Seconds that looking up takes."""
+        ...
 
     def where(self, name: BlockHash) -> str | None:
         """The first store that is known to have a block."""
@@ -147,7 +144,10 @@ class Tiers:
         self._pieces: dict[int, Piece] = {}
         self._names: dict[int, tuple[BlockHash, ...]] = {}  # by piece that is fetched or staged
         self._private: set[BlockHash] = set()
+        self._look_ups: set[int] = set()
+        self._tickets = itertools.count()
         self._loading: set[BlockHash] = set()
+        self._num_offered = 0
         self._saves: list[PageSave] = []
         self._saving: dict[PageSave, BlockHash] = {}
         self._early: OrderedDict[tuple[int, BlockHash], int] = OrderedDict()
@@ -197,6 +197,37 @@ class Tiers:
     def has_saves(self) -> bool:
         """Something waits to be saved by a plan."""
         return bool(self._saves or self._early)
+
+    # --- looking ahead ---
+
+    @property
+    def has_stores(self) -> bool:
+        """Whether there is anything below the host."""
+        return self._cascade is not None
+
+    def label(self, names: Sequence[BlockHash], tenant: bytes) -> None:
+        """These blocks belong to a tenant; stores keep tenants apart."""
+        if self._cascade is not None:
+            self._cascade.label(names, tenant)
+
+    def look_up(self, names: Sequence[BlockHash]) -> int | None:
+        """Ask the stores for blocks that the host has not; a ticket, if there is any to ask for."""
+        if self._cascade is None:
+            return None
+        ticket = next(self._tickets)
+        lacking = [name for name in names if not self.host.is_complete(name)]
+        if not lacking or not self._cascade.look_up(ticket, lacking):
+            return None
+        self._look_ups.add(ticket)
+        return ticket
+
+    def is_looking(self, ticket: int) -> bool:
+        """The stores have not answered yet."""
+        return ticket in self._look_ups
+
+    def estimate_look_up_s(self, num_names: int) -> float:
+        """Seconds that looking up so many blocks takes."""
+        return self._cascade.estimate_look_up_s(num_names) if self._cascade is not None else 0.0
 
     # --- preempted sequences ---
 
@@ -311,12 +342,19 @@ class Tiers:
     # --- messages ---
 
     @property
+    def is_writing(self) -> bool:
+        """Blocks are on their way to the host or to stores."""
+        return bool(self.has_saves or self._saving or self._num_offered)
+
+    @property
     def is_busy(self) -> bool:
         """Something is on its way that will send a message."""
-        return bool(self._saving or self._pieces)
+        return bool(self._saving or self._pieces or self._look_ups)
 
     def poll(self) -> None:
         """Take in what movers and stores have reported."""
+        if self._cascade is not None:
+            self._cascade.refresh()
         while self.inbox:
             message = self.inbox.popleft()
             if isinstance(message, Saved):
@@ -325,8 +363,13 @@ class Tiers:
                 self._on_staged(message)
             elif isinstance(message, Fetched):
                 self._on_fetched(*message)
-            else:
+            elif isinstance(message, Offered):
+                self._num_offered -= 1
                 self.host.release(message.slot)
+                assert self._cascade is not None
+                self._cascade.note_stored(message.name, message.stored)
+            else:
+                self._on_looked_up(message)
 
     def _on_saved(self, save: PageSave, is_ok: bool) -> None:
         name = self._saving.pop(save)
@@ -340,8 +383,15 @@ class Tiers:
         if self._cascade is None or name in self._private or not self.host.is_complete(name):
             return
         slot = self.host.acquire(name)
-        if not self._cascade.offer(name, slot):
+        if self._cascade.offer(name, slot):
+            self._num_offered += 1
+        else:
             self.host.release(slot)
+
+    def _on_looked_up(self, message: LookedUp) -> None:
+        assert self._cascade is not None
+        self._look_ups.discard(message.ticket)
+        self._cascade.note_found(message.names, message.found)
 
     def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...]) -> None:
         piece, held = self._pieces[piece_id], []
@@ -358,6 +408,9 @@ class Tiers:
             return
         for slot in held:
             self.host.release(slot)
+        if self._cascade is not None:
+            pairs = zip(self._names[piece_id], is_ok, strict=True)
+            self._cascade.forget([name for name, ok in pairs if not ok])
         piece.state = PieceState.LOST
         self._forget_piece(piece)
 

@@ -57,6 +57,8 @@ class Admission:
         slots, pager = self._roster.slots, self._roster.pager
         if not slots.num_free or self._is_still_refused(seq):
             return Outcome.NO_ROOM
+        if self._finder.is_looking(seq):
+            return Outcome.BEHIND
         names = self._finder.candidates(seq)
         prefix = self._finder.find(seq, names)
         if len(prefix.names) < len(names) and names[len(prefix.names)] in draft.computing:

@@ -24,6 +24,7 @@ from itertools import count
 from jaxserve.config import SchedulerConfig
 from jaxserve.errors import RequestError
 from jaxserve.kv.blocks import BlockHash, salted_root
+from jaxserve.kv.envelope import tenant_digest
 from jaxserve.kv.index import KVIndex
 from jaxserve.kv.planner import LoadPlanner
 from jaxserve.kv.tiers import Tiers
@@ -53,6 +54,7 @@ class Scheduler:
         tiers: what is below the device; None: nothing.
         load_planner: decides whether to load or to recompute.
         clock: seconds, never going back.
+        tenant_secret: keys the digests by which tenants are named outside of the process.
 
     Raises:
         ConfigError: the buckets do not cover the limits.
@@ -72,6 +74,7 @@ class Scheduler:
         tiers: Tiers | None = None,
         load_planner: LoadPlanner | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tenant_secret: bytes = b"",
     ):
         max_num_seqs = scheduler_config.max_num_seqs
         self._chooser = BucketChooser(
@@ -85,7 +88,8 @@ class Scheduler:
         if tiers is not None:
             self._index.listen(tiers)
         self._load_planner = load_planner or LoadPlanner(page_size)
-        finder = PrefixFinder(self._roster.pager, tiers, self._load_planner, clock)
+        self._tenant_secret = tenant_secret
+        self._finder = finder = PrefixFinder(self._roster.pager, tiers, self._load_planner, clock)
         self._planner = Planner(self._roster, self._chooser, finder, self._is_by_priority, clock)
         self._order = count()
         self._unapplied: deque[int] = deque()
@@ -114,26 +118,27 @@ class Scheduler:
         sampling = request.sampling
         max_tokens = self._max_model_len if sampling.max_tokens is None else sampling.max_tokens
         eos_ids = () if sampling.ignore_eos else request.eos_token_ids
-        self._roster.add(
-            Sequence(
-                request=request,
-                importance=Importance(
-                    request.priority if self._is_by_priority else 0,
-                    request.arrival_s,
-                    next(self._order),
-                ),
-                root=salted_root(self._root, request.cache_salt),
-                num_groups=len(self._index.groups),
-                max_total=min(
-                    len(request.prompt_ids) + max_tokens,
-                    self._max_model_len,
-                    self._roster.pager.max_tokens + 1,  # the last token needs no page
-                ),
-                stop_ids=frozenset((*eos_ids, *sampling.stop_token_ids)),
-                tokens=array("i", request.prompt_ids),
-                prompt_logprobs=None if sampling.prompt_logprobs is None else [None],
-            )
+        seq = Sequence(
+            request=request,
+            importance=Importance(
+                request.priority if self._is_by_priority else 0,
+                request.arrival_s,
+                next(self._order),
+            ),
+            root=salted_root(self._root, request.cache_salt),
+            num_groups=len(self._index.groups),
+            max_total=min(
+                len(request.prompt_ids) + max_tokens,
+                self._max_model_len,
+                self._roster.pager.max_tokens + 1,  # the last token needs no page
+            ),
+            stop_ids=frozenset((*eos_ids, *sampling.stop_token_ids)),
+            tokens=array("i", request.prompt_ids),
+            prompt_logprobs=None if sampling.prompt_logprobs is None else [None],
+            tenant=tenant_digest(request.cache_salt, self._tenant_secret),
         )
+        self._roster.add(seq)
+        self._finder.look_ahead(seq)
 
     def _check(self, request: Request) -> None:
         num_prompt, capacity = len(request.prompt_ids), self._roster.pager.max_tokens

@@ -5,7 +5,7 @@ Invariant: in each group a sequence holds exactly one reference to each page fro
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ class Pager:
         self.index = index
         self.page_size = index.page_size
         self.enable_prefix_caching = enable_prefix_caching
+        self.label: Callable[[Seq[BlockHash], bytes], None] | None = None
+        """Told whose blocks are about to be named."""
 
     @property
     def max_tokens(self) -> int:
@@ -158,6 +160,8 @@ class Pager:
         if not self.enable_prefix_caching or seq.request.no_store or seq.parked is not None:
             return
         num_blocks = seq.hash_blocks(num_tokens, self.page_size)
+        if self.label is not None and num_blocks > seq.num_published:
+            self.label(seq.hashes[seq.num_published : num_blocks], seq.tenant)
         for block in range(seq.num_published, num_blocks):
             for group, pages, held_from in zip(
                 self.index.groups, seq.pages, seq.held_from, strict=True

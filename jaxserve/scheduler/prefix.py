@@ -10,13 +10,17 @@ from typing import NamedTuple
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.loads import LoadJob
-from jaxserve.kv.planner import Choice, Decision, LoadPlanner
+from jaxserve.kv.planner import MAX_DELAY_SHARE, PATIENCE, Choice, Decision, LoadPlanner
 from jaxserve.kv.tiers import DEVICE, HOST, PIECE_BLOCKS, Tiers
 from jaxserve.scheduler.pager import Pager
 from jaxserve.scheduler.sequence import Sequence
 
 STORE_PIECE_BLOCKS = 16
 """Blocks that a store is asked for at a time: less arrives earlier, more costs fewer calls."""
+
+
+MAX_LOOK_UP_S = 0.5
+"""Longest wait for what the stores say they have."""
 
 
 class Prefix(NamedTuple):
@@ -68,6 +72,29 @@ class PrefixFinder:
         if not pager.enable_prefix_caching or seq.prompt_logprobs is not None:
             return []
         return seq.hashes[: seq.hash_blocks(len(seq.tokens) - 1, pager.page_size)]
+
+    def look_ahead(self, seq: Sequence) -> None:
+        """Ask the stores for a new sequence's blocks, so that their answer is there in time."""
+        tiers = self._tiers
+        if tiers is None or not tiers.has_stores:
+            return
+        names = self.candidates(seq)
+        tiers.label(names, seq.tenant)
+        num_device = self._pager.index.longest_prefix(names)
+        if num_device < len(names):
+            seq.look_up = tiers.look_up(names[num_device:])
+            compute_s = self.planner.prefill.seconds(0, len(seq.tokens))
+            wait_s = PATIENCE * tiers.estimate_look_up_s(len(names)) + MAX_DELAY_SHARE * compute_s
+            seq.look_up_until_s = self._clock() + min(wait_s, MAX_LOOK_UP_S)
+
+    def is_looking(self, seq: Sequence) -> bool:
+        """The stores may still say in time what they have of a sequence."""
+        if seq.look_up is None or self._tiers is None:
+            return False
+        if self._tiers.is_looking(seq.look_up) and self._clock() < seq.look_up_until_s:
+            return True
+        seq.look_up = None
+        return False
 
     def is_loading_for_others(self, prefix: Prefix) -> bool:
         """Whether the first block to be loaded is on its way already."""

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxserve.kv.blocks import BlockHash, block_hashes
+from jaxserve.kv.envelope import NO_TENANT
 from jaxserve.kv.loads import LoadJob
 from jaxserve.types import Request, TokenLogprobs
 
@@ -61,11 +62,13 @@ class Sequence:
         num_published: blocks that the index has been told about.
         publish_at: number of known tokens at which the next block can be published.
         pending: sampled tokens that had not come back when the sequence was preempted.
+        tenant: names the owner of its blocks in stores.
         num_cached: prompt tokens found in the cache at the first admission.
         cached: these by where they were found: "device", "host", or a store's name.
         parked: what it left behind when it was preempted, until that is back or given up.
         job: what is on its way to its pages.
         loads_nothing: a load failed; do not wait for another one.
+        look_up: ticket of what the stores were asked, until `look_up_until_s`.
         high_water: positions that had been computed when it was last preempted.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
         finished: no event may follow.
@@ -85,11 +88,14 @@ class Sequence:
     num_published: int = 0
     publish_at: int = NEVER
     pending: int = 0
+    tenant: bytes = NO_TENANT
     num_cached: int = -1
     cached: dict[str, int] = field(default_factory=dict)
     parked: Parked | None = None
     job: LoadJob | None = None
     loads_nothing: bool = False
+    look_up: int | None = None
+    look_up_until_s: float = 0.0
     high_water: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     finished: bool = False

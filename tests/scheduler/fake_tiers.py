@@ -1,7 +1,7 @@
 """Lower tiers for the fake device: late, lossy and out of order, but never wrong.
 
-What a save has gathered reaches its slot, and what a piece staged reaches the device, after a random
-number of steps; some of both fails. Records of the fake stores are digests like the pages'.
+What a save has gathered reaches its slot, and what a piece staged reaches the device, after a
+random number of steps; some of both fails. Records of the fake stores are digests like the pages'.
 """
 
 import random
@@ -9,8 +9,9 @@ import random
 import numpy as np
 
 from jaxserve.kv.host_index import HostIndex
+from jaxserve.kv.messages import Fetched, LookedUp, Offered, Saved, Staged
 from jaxserve.kv.policy.factory import make_policy
-from jaxserve.kv.tiers import Fetched, Offered, Saved, Staged, Tiers
+from jaxserve.kv.tiers import Tiers
 from jaxserve.kv.transfer_plan import TransferPlan
 
 STORE = "store"
@@ -41,6 +42,7 @@ class FakeTiers:
     ):
         self.memory = np.full((num_slots, num_groups, page_size), -1, np.int64)
         self.records: dict[bytes, np.ndarray] = {}
+        self._known: set[bytes] = set()
         self.tiers = Tiers(
             HostIndex(num_slots, num_groups, make_policy(policy, num_slots)),
             num_groups,
@@ -73,16 +75,41 @@ class FakeTiers:
         for save in transfers.saves:
             self._pending.append(("save", save, pools[save.group][save.page].copy()))
 
-    # Cascade
+    # Cascade: like the real one, it knows only what it was told
+
+    def refresh(self) -> None:
+        pass
+
+    def label(self, names, tenant: bytes) -> None:
+        pass
 
     def where(self, name: bytes) -> str | None:
-        return STORE if name in self.records else None
+        return STORE if name in self._known else None
+
+    def look_up(self, ticket: int, names) -> bool:
+        names = tuple(name for name in names if name not in self._known)
+        if names:
+            self._pending.append(("look", ticket, names))
+        return bool(names)
+
+    def note_found(self, names, found) -> None:
+        self._known.update(name for name, bits in zip(names, found, strict=True) if bits)
+
+    def note_stored(self, name: bytes, stored: int) -> None:
+        if stored:
+            self._known.add(name)
+
+    def forget(self, names) -> None:
+        self._known.difference_update(names)
+
+    def estimate_look_up_s(self, num_names: int) -> float:
+        return 0.05
 
     def fetch(self, piece_id: int, names, slots) -> None:
         self._pending.append(("fetch", piece_id, list(zip(names, slots, strict=True))))
 
     def offer(self, name: bytes, slot: int) -> bool:
-        if name in self.records:
+        if name in self._known:
             return False
         self._pending.append(("offer", name, slot))
         return True
@@ -98,7 +125,7 @@ class FakeTiers:
         self._random.shuffle(pending)
         for entry in pending:
             kind = entry[0]
-            if self._hangs and kind in ("fetch", "offer"):
+            if self._hangs and kind in ("fetch", "offer", "look"):
                 self._pending.append(entry)
             elif not everything and self._random.random() < self._lateness:
                 self._pending.append(entry)
@@ -129,7 +156,11 @@ class FakeTiers:
     def _offer(self, name, slot) -> None:
         if not self._fails():
             self.records[name] = self.memory[slot].copy()
-        self.tiers.inbox.append(Offered(slot))
+        self.tiers.inbox.append(Offered(name, slot, int(name in self.records)))
+
+    def _look(self, ticket, names) -> None:
+        found = tuple(int(name in self.records and not self._fails()) for name in names)
+        self.tiers.inbox.append(LookedUp(ticket, names, found))
 
     def check_idle(self) -> None:
         """Once everything has happened, nothing is held any more."""
@@ -139,7 +170,7 @@ class FakeTiers:
             self.tiers.poll()
         self.tiers.check_integrity()
         host = self.tiers.host
-        assert not self.tiers.is_busy, "a save or a piece never ended"
+        assert not self.tiers.is_busy and not self.tiers.is_writing, "a save or a piece never ended"
         assert not self._staged, "a staged piece is held for nobody"
         assert not any(host._references), "a slot is held for nobody"
         assert not host._claims, "a block is claimed by nobody"

@@ -71,6 +71,7 @@ def test_answers_are_right_over_late_lossy_and_hanging_tiers(first: int):
     sims = [run_workload(seed) for seed in range(first, first + PER_TEST)]
     loaded = {"host": 0, STORE: 0}
     for sim in sims:
+        assert sim.tiers is not None
         for source, count in sim.tiers.tiers.counters.loaded.items():
             loaded[source] += count
     assert sum(sim.scheduler.stats().num_preemptions for sim in sims) >= 10

@@ -1,0 +1,322 @@
+"""The stores behind the host tier, in their order: what they are known to have, reads and writes.
+
+Every block that is offered goes to every store, sealed; reads go to the first store that is known
+to have the block. A record that fails its checks is deleted from its store and counts as missing.
+Public methods are for the engine's thread; sealing has a thread of its own, and stores have theirs
+(`StoreWorker`). What they find is reported to the inbox and noted by `note_*` on the engine's
+thread, so what is known of the stores has one owner.
+
+Knows nothing of pages, arrays or jax.
+"""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from jaxserve.errors import StoreError
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.envelope import NO_TENANT, Verdict, seal, sealed_bytes, unseal
+from jaxserve.kv.keys import KeyFolder
+from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered
+from jaxserve.kv.stores.base import PutStatus, SealedRecord
+from jaxserve.kv.stores.tasks import Outcome
+from jaxserve.kv.stores.worker import StoreWorker
+
+logger = logging.getLogger(__name__)
+
+MAX_KNOWN = 1 << 20
+"""Blocks whose whereabouts are remembered; beyond it the oldest are forgotten, and asked again."""
+
+PUT_RECORDS = 16
+"""Records that are written together when many wait."""
+
+SlotBytes = Callable[[int], memoryview]
+
+
+@dataclass(slots=True)
+class _Offer:
+    """A slot that is being written to stores; released when the last of them is done."""
+
+    name: BlockHash
+    slot: int
+    num_waiting: int
+    stored: int = 0
+
+
+@dataclass(slots=True)
+class _LookUp:
+    ticket: int
+    names: tuple[BlockHash, ...]
+    num_waiting: int
+    found: list[int] = field(default_factory=list)
+
+
+class StoreCascade:
+    """The stores of one engine.
+
+    Args:
+        workers: the stores, nearest first.
+        namespace: `envelope.namespace_digest` of what the engine runs.
+        slot: the bytes of a host slot.
+        slot_bytes: their number, the payload of every record.
+        inbox, wake: where and how to report.
+        keys: the tenants' keys; None: records are not encrypted.
+        ttl_s: how long records may live; 0: for ever.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[StoreWorker],
+        namespace: bytes,
+        slot: SlotBytes,
+        slot_bytes: int,
+        inbox: deque[Message],
+        wake: Callable[[], None],
+        *,
+        keys: KeyFolder | None = None,
+        ttl_s: float = 0.0,
+    ):
+        self.workers = tuple(workers)
+        self.verdicts: Counter[str] = Counter()
+        """Reads by what the envelope said."""
+        self._namespace = namespace
+        self._slot = slot
+        self._slot_bytes = slot_bytes
+        self._record_bytes = sealed_bytes(slot_bytes, keys is not None)
+        self._inbox = inbox
+        self._wake = wake
+        self._keys = keys
+        self._ttl_s = ttl_s
+        self._known: OrderedDict[BlockHash, int] = OrderedDict()  # bit i: the i-th store has it
+        self._tenants: OrderedDict[BlockHash, bytes] = OrderedDict()  # of salted blocks only
+        self._usable = (1 << len(self.workers)) - 1
+        self._lock = threading.Lock()  # of _Offer and _LookUp objects, and verdicts
+        self._offers: queue.SimpleQueue[_Offer | None] = queue.SimpleQueue()
+        self._sealer = threading.Thread(target=self._seal_loop, name="kv-seal", daemon=True)
+        self._sealer.start()
+
+    # --- what is known ---
+
+    def refresh(self) -> None:
+        """Leave out stores that take no loads now."""
+        usable = 0
+        for index, worker in enumerate(self.workers):
+            if worker.estimate_probe_s(1) < math.inf:
+                usable |= 1 << index
+        self._usable = usable
+
+    def label(self, names: Sequence[BlockHash], tenant: bytes) -> None:
+        """These blocks belong to a tenant; blocks without a label belong to none."""
+        if tenant == NO_TENANT:
+            return
+        for name in names:
+            self._tenants[name] = tenant
+            self._tenants.move_to_end(name)
+        while len(self._tenants) > MAX_KNOWN:
+            self._tenants.popitem(last=False)
+
+    def _first(self, name: BlockHash) -> int:
+        """Index of the first usable store that is known to have a block; -1: none."""
+        bits = self._known.get(name, 0) & self._usable
+        return (bits & -bits).bit_length() - 1
+
+    def where(self, name: BlockHash) -> str | None:
+        """Name of the first store that is known to have a block."""
+        index = self._first(name)
+        return self.workers[index].name if index >= 0 else None
+
+    def _note(self, name: BlockHash, bits: int) -> None:
+        if not bits:
+            return
+        self._known[name] = self._known.get(name, 0) | bits
+        self._known.move_to_end(name)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+    def forget(self, names: Sequence[BlockHash]) -> None:
+        """The stores may no longer have these blocks."""
+        for name in names:
+            self._known.pop(name, None)
+
+    def forget_all(self) -> None:
+        """The stores may no longer have anything."""
+        self._known.clear()
+
+    def estimate_s(self, names: Sequence[BlockHash]) -> float:
+        """Seconds that fetching these blocks would take now, one deviation on the safe side."""
+        counts = Counter(self._first(name) for name in names)
+        return max(
+            (
+                self.workers[index].estimate_load_s(count * self._record_bytes, count, 1.0)
+                for index, count in counts.items()
+                if index >= 0
+            ),
+            default=0.0,
+        )
+
+    def estimate_look_up_s(self, num_names: int) -> float:
+        """Seconds until the slowest usable store has answered a probe."""
+        estimates = [worker.estimate_probe_s(num_names) for worker in self.workers]
+        return max((s for s in estimates if s < math.inf), default=0.0)
+
+    # --- looking up ---
+
+    def look_up(self, ticket: int, names: Sequence[BlockHash]) -> bool:
+        """Ask the stores for blocks of which nothing is known; True: answers `LookedUp`."""
+        wanted = tuple(name for name in names if name not in self._known)
+        if not wanted:
+            return False
+        look_up = _LookUp(ticket, wanted, 1, [0] * len(wanted))
+        for index, worker in enumerate(self.workers):
+            with self._lock:
+                look_up.num_waiting += 1
+
+            def answered(outcome: Outcome[bool], bit: int = 1 << index) -> None:
+                with self._lock:
+                    for i, is_there in enumerate(outcome.values):
+                        look_up.found[i] |= bit if is_there else 0
+                self._look_up_part_done(look_up)
+
+            if worker.submit_probe(wanted, answered) is None:
+                self._look_up_part_done(look_up)
+        self._look_up_part_done(look_up)
+        return True
+
+    def _look_up_part_done(self, look_up: _LookUp) -> None:
+        with self._lock:
+            look_up.num_waiting -= 1
+            is_done = not look_up.num_waiting
+        if is_done:
+            self._inbox.append(LookedUp(look_up.ticket, look_up.names, tuple(look_up.found)))
+            self._wake()
+
+    def note_found(self, names: Sequence[BlockHash], found: Sequence[int]) -> None:
+        """Take in what a look-up has found."""
+        for name, bits in zip(names, found, strict=True):
+            self._note(name, bits)
+
+    # --- reading ---
+
+    def fetch(self, piece_id: int, names: Sequence[BlockHash], slots: Sequence[int]) -> None:
+        """Read blocks into reserved slots, checked; answers `Fetched`."""
+        worker = self.workers[max(0, self._first(names[0]))]
+        tenants = [self._tenants.get(name, NO_TENANT) for name in names]
+        is_ok = [False] * len(names)
+        damaged: list[BlockHash] = []
+
+        def consume(index: int, record: memoryview) -> None:
+            verdict = unseal(
+                record,
+                names[index],
+                self._namespace,
+                tenants[index],
+                self._slot(slots[index]),
+                now_s=time.time(),
+                key=self._key(tenants[index]),
+            )
+            is_ok[index] = verdict is Verdict.OK
+            with self._lock:
+                self.verdicts[verdict.value] += 1
+            if verdict is not Verdict.OK:
+                logger.warning(
+                    "%s: block %s is not used: %s", worker.name, names[index].hex()[:16], verdict
+                )
+                damaged.append(names[index])
+
+        def done(outcome: Outcome[int]) -> None:
+            if damaged:
+                worker.submit_alone(lambda store: store.delete(damaged), lambda outcome: None)
+            self._inbox.append(Fetched(piece_id, tuple(is_ok)))
+            self._wake()
+
+        lengths = [self._record_bytes] * len(names)
+        if worker.submit_read(names, lengths, consume, done) is None:
+            self._inbox.append(Fetched(piece_id, tuple(is_ok)))
+
+    def _key(self, tenant: bytes) -> AESGCM | None:
+        return None if self._keys is None else self._keys.find_or_make(tenant)
+
+    # --- writing ---
+
+    def offer(self, name: BlockHash, slot: int) -> bool:
+        """Write a slot to every store that is not known to have it; True: answers `Offered`."""
+        everywhere = (1 << len(self.workers)) - 1
+        if self._known.get(name, 0) == everywhere:
+            return False
+        self._offers.put(_Offer(name, slot, 1))
+        return True
+
+    def note_stored(self, name: BlockHash, stored: int) -> None:
+        """Take in which stores have a block now."""
+        self._note(name, stored)
+
+    def _seal_loop(self) -> None:
+        is_open = True
+        while is_open:
+            first = self._offers.get()
+            batch = [first]
+            while len(batch) < PUT_RECORDS and not self._offers.empty():
+                batch.append(self._offers.get())
+            is_open = None not in batch
+            offers = [offer for offer in batch if offer is not None]
+            try:
+                self._put([(offer, self._sealed(offer)) for offer in offers])
+            except StoreError as error:
+                logger.warning("%d blocks are not stored: %s", len(offers), error)
+            except Exception:
+                logger.exception("%d blocks are not stored", len(offers))
+            for offer in offers:
+                self._offer_part_done(offer)
+
+    def _sealed(self, offer: _Offer) -> SealedRecord:
+        tenant = self._tenants.get(offer.name, NO_TENANT)
+        return seal(
+            offer.name,
+            self._namespace,
+            tenant,
+            self._slot(offer.slot),
+            created_s=time.time(),
+            ttl_s=self._ttl_s,
+            key=self._key(tenant),
+        )
+
+    def _put(self, sealed: Sequence[tuple[_Offer, SealedRecord]]) -> None:
+        offers = [offer for offer, _ in sealed]
+        records = [record for _, record in sealed]
+        for index, worker in enumerate(self.workers):
+            with self._lock:
+                for offer in offers:
+                    offer.num_waiting += 1
+
+            def done(outcome: Outcome[PutStatus], bit: int = 1 << index) -> None:
+                for offer, status in zip(offers, outcome.values, strict=True):
+                    if status in (PutStatus.STORED, PutStatus.PRESENT):
+                        offer.stored |= bit
+                    self._offer_part_done(offer)
+
+            if worker.submit_put(records, done) is None:
+                for offer in offers:
+                    self._offer_part_done(offer)
+
+    def _offer_part_done(self, offer: _Offer) -> None:
+        with self._lock:
+            offer.num_waiting -= 1
+            is_done = not offer.num_waiting
+        if is_done:
+            self._inbox.append(Offered(offer.name, offer.slot, offer.stored))
+            self._wake()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what was offered, as far as the time allows, and end all threads."""
+        until_s = time.monotonic() + timeout_s
+        self._offers.put(None)
+        self._sealer.join(timeout_s)
+        for worker in self.workers:
+            worker.close(max(0.1, until_s - time.monotonic()))

@@ -1,0 +1,48 @@
+"""What movers and stores report to the engine's thread, through the inbox of `Tiers`."""
+
+from typing import NamedTuple, TypeAlias
+
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.transfer_plan import PageSave
+
+
+class Saved(NamedTuple):
+    """A page's bytes are in its slot, or will not be."""
+
+    save: PageSave
+    is_ok: bool
+
+
+class Staged(NamedTuple):
+    """A piece is on the device, or will not be. Its slots are no longer read."""
+
+    piece_id: int
+    is_ok: bool
+    num_bytes: int
+    duration_s: float
+
+
+class Fetched(NamedTuple):
+    """A store has answered for a piece: which of its blocks are in their slots, verified."""
+
+    piece_id: int
+    is_ok: tuple[bool, ...]
+
+
+class Offered(NamedTuple):
+    """The stores no longer read a slot; bit i of `stored`: the i-th has the block."""
+
+    name: BlockHash
+    slot: int
+    stored: int
+
+
+class LookedUp(NamedTuple):
+    """The stores have answered a look-up; bit i of `found[n]`: the i-th has block n."""
+
+    ticket: int
+    names: tuple[BlockHash, ...]
+    found: tuple[int, ...]
+
+
+Message: TypeAlias = Saved | Staged | Fetched | Offered | LookedUp
