@@ -145,7 +145,7 @@ def build_tiers(
 
 
 def tenant_secret(config: CacheConfig) -> bytes:
-    """What keys the digests of tenants outside of the process: the master key's, if there is one."""
+    """What keys the digests of tenants outside of the process: from the master key, if any."""
     return _master_key(config).tenant_secret if config.kv_encrypt else b""
 
 
