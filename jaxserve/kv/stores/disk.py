@@ -399,6 +399,10 @@ class DiskStore:
         try:
             for segment in segments:
                 segment.sync()
+            if new := [segment for segment in segments if segment.is_new]:
+                os.fsync(self._folder_descriptor)
+                for segment in new:
+                    segment.is_new = False
         except OSError as error:
             raise self._store_error("flush", error) from error
         finally:

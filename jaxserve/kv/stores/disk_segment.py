@@ -146,6 +146,7 @@ class Segment:
     Attributes:
         free: slots that hold nothing and may be written.
         num_users: threads that use the file's descriptors now.
+        is_new: the folder's entry for the file may not be on disk yet.
         is_dropped: the file is removed, and closed when its last user leaves.
         num_reserved: slots that are being written or wiped.
         keys, sequence, created, expires, num_bytes, tenant, namespace: columns, one row a slot; a
@@ -165,6 +166,7 @@ class Segment:
         self.num_live = 0
         self.num_pinned = 0
         self.is_dirty = False
+        self.is_new = False
         self.is_dropped = False
         self.keys = np.zeros((num_slots, 32), np.uint8)
         self.sequence = np.zeros(num_slots, np.uint64)
@@ -202,6 +204,7 @@ class Segment:
                 temporary.unlink()
             raise
         self._open(direct, writable=True)
+        self.is_new = True
         self.free.extend(range(num_slots))
         return self
 
