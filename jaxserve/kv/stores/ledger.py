@@ -146,6 +146,8 @@ class Ledger:
         self.remove(key)
         policy = self._policy_for(_charge(info))
         if policy is not None:
+            if len(self._records) >= policy.capacity:  # smaller ones than it was made for
+                policy = self._policy = self._new_policy(self._policy_unit)
             policy.insert(key)
         self._records[key] = info
         self._num_bytes += _charge(info)
@@ -187,16 +189,15 @@ class Ledger:
             return None
         num_records = len(self._records) + len(self._granted)
         mean = self._num_bytes / num_records if num_records else float(charge)
-        policy = self._policy
-        if policy is None or not self._policy_unit / 2 <= mean <= self._policy_unit * 2:
-            self._policy = self._new_policy(mean, self._max_bytes // mean)
-        elif len(self._records) >= policy.capacity and charge < self._policy_unit:
-            self._policy = self._new_policy(mean, 1.1 * self._max_bytes // mean + 1)
+        if self._policy is None or not self._policy_unit / 2 <= mean <= self._policy_unit * 2:
+            self._policy = self._new_policy(mean)
         return self._policy
 
-    def _new_policy(self, unit: float, capacity: float) -> Policy:
+    def _new_policy(self, unit: float) -> Policy:
         self._policy_unit = unit
-        policy = make_policy(self._policy_spec, max(int(capacity), 1))
+        most = len(self._records) + len(self._records) // 4 + 1
+        capacity = max(int(self._max_bytes // unit), most)
+        policy = make_policy(self._policy_spec, capacity)
         for key in self._records:
             policy.insert(key)
         return policy

@@ -1,0 +1,132 @@
+"""Stores by URL: what is said is what is opened, and what cannot be is refused with a reason."""
+
+import logging
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from jaxserve.errors import ConfigError
+from jaxserve.kv.stores import url as url_module
+from jaxserve.kv.stores.base import PutStatus
+from jaxserve.kv.stores.disk import DiskStore
+from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
+from jaxserve.kv.stores.objects import ObjectStore
+from jaxserve.kv.stores.url import StoreAddress, open_store, open_worker, parse_address
+from tests.kv.stores.records import payload, read, record
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("/var/cache", "is no URL"),
+        ("foo://x", "expected one of file, gs, memory"),
+        ("memory://?max_byte=1", "Did you mean max_bytes?"),
+        ("memory://?max_bytes=1&max_bytes=2", "twice"),
+        ("memory://?max_bytes=many", "100GiB"),
+        ("memory://?ttl=soon", "7d"),
+        ("memory://?policy=best", "lru, arc"),
+        ("memory://?load_threads=0", "from 1 to 64"),
+        ("s3:///path", "s3://bucket/path"),
+        ("objects+file://", "objects+file:///folder"),
+        ("valkey://", "host:port"),
+        ("valkey://localhost:99999/0", "host:port"),
+        ("valkey://localhost/zero", "host:port"),
+        ("valkey://localhost?password_env=NOT_SET_ANYWHERE", "NOT_SET_ANYWHERE is not set"),
+        ("fault+memory://?error_rate=2", "from 0 to 1"),
+        ("fault+foo://", "unknown KV store scheme 'foo'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_could(url: str, hint: str):
+    with pytest.raises(ConfigError) as error:
+        open_store(url)
+    assert hint in str(error.value)
+
+
+def test_passwords_are_in_no_message_and_no_repr():
+    url = "valkey://user:secret@localhost:1/0?unknown=1"
+    with pytest.raises(ConfigError) as error:
+        open_store(url)
+    assert "secret" not in str(error.value) and "***" in str(error.value)
+    assert "secret" not in parse_address(url).shown
+
+
+def test_each_scheme_opens_its_store(tmp_path: Path):
+    disk = open_store(f"file://{tmp_path}/a?max_bytes=10MiB&load_threads=2")
+    assert isinstance(disk, DiskStore) and disk.name == "disk"
+    assert disk.usage().max_bytes == 10 << 20
+    disk.close()
+    files = open_store(f"objects+file://{tmp_path}/b?max_bytes=1.5GB&name=mine")
+    assert isinstance(files, ObjectStore) and files.name == "mine"
+    assert files.usage().max_bytes == 1_500_000_000
+    faulty = open_store("fault+memory://?latency=0.5s&bandwidth=1MiB&corrupt=0.25&hang=true&seed=3")
+    assert isinstance(faulty, FaultyStore) and faulty.name == "memory"
+    assert faulty.plan == FaultPlan(
+        latency_s=0.5, bytes_per_s=1 << 20, corrupt_rate=0.25, hang=True, seed=3
+    )
+
+
+def test_the_workers_limits_are_options_of_every_url():
+    worker = open_worker(
+        "memory://?load_threads=7&write_threads=3&queue_bytes=1MiB&scratch_bytes=2MiB"
+        "&probe_timeout=0.5s&get_timeout=1m&put_timeout=2m&max_bytes=1GiB&name=ram"
+    )
+    limits = worker.limits
+    assert worker.name == "ram" and worker.store.usage().max_bytes == 1 << 30
+    assert (limits.num_load_threads, limits.num_write_threads) == (7, 3)
+    assert (limits.max_queued_write_bytes, limits.scratch_bytes) == (1 << 20, 2 << 20)
+    assert (limits.probe_timeout_s, limits.get_timeout_s, limits.put_timeout_s) == (0.5, 60, 120)
+    assert worker.close()
+
+
+def test_two_stores_in_memory_are_two():
+    first, second = open_store("memory://"), open_store("memory://")
+    first.put([record(1)])
+    assert read(first, 1) == payload(1) and read(second, 1) is None
+
+
+def test_a_remote_store_that_is_down_opens_and_misses_until_it_is_there(
+    caplog: pytest.LogCaptureFixture,
+):
+    for url in (
+        "valkey://127.0.0.1:1/0",
+        "s3://blocks/p?endpoint=http://127.0.0.1:1&region=x&retries=1&anonymous=true",
+    ):
+        with caplog.at_level(logging.WARNING):
+            store = open_store(url)
+        assert "is not there yet" in caplog.text
+        assert store.usage().num_records == 0
+        store.close()
+        caplog.clear()
+
+
+class MyStore(ObjectStore):
+    """As a third party's package has one."""
+
+
+def open_mine(address: StoreAddress) -> MyStore:
+    inner = open_store("memory://", address.clock)
+    assert isinstance(inner, ObjectStore)
+    return MyStore(address.name + address.url, inner._open_kv, clock=address.clock)
+
+
+def open_badly(address: StoreAddress) -> MyStore:
+    raise KeyError("a bug of theirs")
+
+
+def test_a_third_partys_store_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch):
+    points = [
+        EntryPoint("mine", f"{__name__}:open_mine", url_module.ENTRY_POINTS),
+        EntryPoint("bad", f"{__name__}:open_badly", url_module.ENTRY_POINTS),
+    ]
+    monkeypatch.setattr(url_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.attr])
+    worker = open_worker("mine://somewhere?their_option=1&load_threads=9")
+    assert worker.name == "minemine://somewhere?their_option=1"
+    assert worker.limits.num_load_threads == 9
+    assert worker.store.put([record(1)]) == [PutStatus.STORED]
+    assert worker.close()
+    with pytest.raises(ConfigError, match="a bug of theirs"):
+        open_store("bad://x")
+    with pytest.raises(ConfigError, match="bad, file, gs, memory, mine"):
+        open_store("worse://x")
