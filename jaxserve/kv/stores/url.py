@@ -231,6 +231,7 @@ def _open_objects(address: StoreAddress) -> Store:
         if bucket or not path.strip("/"):
             raise ConfigError(f"KV store {address.shown}: expected {address.scheme}:///folder")
         path = path.rstrip("/") + "/"
+        _make_private(path, address)
     else:
         if not bucket and driver != "memory":
             raise ConfigError(f"KV store {address.shown}: expected {address.scheme}://bucket/path")
@@ -242,6 +243,20 @@ def _open_objects(address: StoreAddress) -> Store:
         ObjectOptions(**(defaults | records)),  # pyright: ignore[reportArgumentType]
         address.clock,
     )
+
+
+def _make_private(folder: str, address: StoreAddress) -> None:
+    """Make the folder, or see that nobody but its owner can enter it."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        mode = os.stat(folder).st_mode & 0o777
+    except OSError as error:
+        raise StoreError(f"KV store {address.shown} cannot be made: {error.strerror}") from error
+    if mode & 0o077:
+        raise ConfigError(
+            f"Others than its owner may use the folder of KV store {address.shown}; expected mode "
+            f"0700: `chmod 700 {folder}`."
+        )
 
 
 def _open_disk(address: StoreAddress) -> Store:

@@ -351,6 +351,6 @@ def _parse(key: BlockHash, header: bytes, num_bytes: int) -> RecordInfo | None:
 
 
 def _put_status(answer: Any) -> PutStatus:
-    if isinstance(answer, valkey.ResponseError):
-        return PutStatus.FULL if "OOM" in str(answer) else PutStatus.FAILED
+    if isinstance(answer, valkey.OutOfMemoryError):
+        return PutStatus.FULL
     return PutStatus.FAILED if isinstance(answer, Exception) else PutStatus.STORED
