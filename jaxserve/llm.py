@@ -109,12 +109,15 @@ class LLM:
         *,
         use_tqdm: bool = True,
         cache_salt: str = "",
+        no_store: bool = False,
     ) -> list[RequestOutput]:
         """Continue prompts; the results are in the order of the prompts.
 
         Args:
             sampling_params: for all prompts, or one for each; None takes the checkpoint's own
                 recommendation, and 16 tokens.
+            cache_salt: share cached blocks only with requests of the same salt.
+            no_store: keep nothing of these prompts and answers for later requests, in no tier.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing was computed then.
@@ -124,7 +127,7 @@ class LLM:
         jobs = []
         for prompt, sampling in zip(prompt_list, params, strict=True):
             text, token_ids = self._encode(prompt)
-            jobs.append(self._job(text, token_ids, sampling, cache_salt))
+            jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
         return self._run(jobs, use_tqdm)
 
     def chat(
@@ -136,6 +139,7 @@ class LLM:
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str = "",
+        no_store: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of several; always returns a list.
 
@@ -153,7 +157,7 @@ class LLM:
                 conversation, add_generation_prompt, **(chat_template_kwargs or {})
             )
             token_ids = self.tokenizer.encode(text, add_special_tokens=False)
-            jobs.append(self._job(text, token_ids, sampling, cache_salt))
+            jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
         return self._run(jobs, use_tqdm)
 
     def stream(
@@ -163,6 +167,7 @@ class LLM:
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str = "",
+        no_store: bool = False,
     ) -> Iterator[OutputDelta]:
         """Yield pieces of one answer as they come; `print(piece, end="")` prints the text.
 
@@ -182,7 +187,7 @@ class LLM:
             token_ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             text, token_ids = self._encode(cast(Prompt, prompt))
-        return self._stream(self._job(text, token_ids, sampling, cache_salt))
+        return self._stream(self._job(text, token_ids, sampling, cache_salt, no_store))
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
@@ -237,7 +242,12 @@ class LLM:
         return _Encoded(None, prompt)
 
     def _job(
-        self, text: str | None, token_ids: Sequence[int], sampling: SamplingParams, salt: str
+        self,
+        text: str | None,
+        token_ids: Sequence[int],
+        sampling: SamplingParams,
+        salt: str,
+        no_store: bool,
     ) -> _Job:
         request_id = uuid.uuid4().hex
         requests = make_requests(
@@ -247,6 +257,7 @@ class LLM:
             self._limits,
             draw_seed=self._draw_seed,
             cache_salt=salt,
+            no_store=no_store,
         )
         return _Job(request_id, text, requests)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxserve.tokenizer import IncrementalDecoder, Tokenizer
-from jaxserve.types import FinishReason, Request, TokenEvent, TokenLogprobs
+from jaxserve.types import FinishReason, PromptReuse, Request, TokenEvent, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ class OutputProcessor:
         self.prompt_logprobs: list[PositionLogprobs | None] | None = None
         self.cumulative_logprob = 0.0
         self.num_cached_tokens = 0
+        self.reuse: PromptReuse | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self._pieces: list[str] = []
@@ -131,6 +132,7 @@ class OutputProcessor:
         if self.finished:
             return OutputDelta()
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
+        self.reuse = self.reuse or event.reuse
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = [
                 entry and self._describe(entry) for entry in event.prompt_logprobs

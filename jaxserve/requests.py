@@ -97,12 +97,14 @@ def make_requests(
     draw_seed: "DrawSeed",
     priority: int = 0,
     cache_salt: str = "",
+    no_store: bool = False,
     param: str = "prompt",
 ) -> list[Request]:
     """One Request for each of the `n` answers, ids `{request_id}-{i}`, seeds `seed + i`.
 
     Args:
         draw_seed: gives a seed to a request that brings none.
+        no_store: keep nothing of it for other requests, in no tier.
         param: what errors call the prompt.
 
     Raises:
@@ -121,6 +123,10 @@ def make_requests(
         )
     _check_int("priority", priority, _Bound(-MAX_PRIORITY, MAX_PRIORITY))
     _check_salt(cache_salt)
+    if not isinstance(no_store, bool):
+        raise RequestError(
+            f"no_store is {_show(no_store)}; expected true or false", param="no_store"
+        )
     seed = draw_seed() if sampling.seed is None else sampling.seed
     arrival_s = time.monotonic()
     return [
@@ -132,6 +138,7 @@ def make_requests(
             priority=priority,
             arrival_s=arrival_s,
             cache_salt=cache_salt,
+            no_store=no_store,
         )
         for i in range(sampling.n)
     ]

@@ -1,9 +1,10 @@
 """What `LLM` returns: finished answers, with vLLM's names. Values only."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jaxserve.outputs import OutputProcessor, PositionLogprobs
+from jaxserve.types import LoadDecision
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class RequestOutput:
     Attributes:
         prompt: None when token ids were given.
         num_cached_tokens: prompt tokens that the first answer found in the KV cache.
+        cached_tokens_by_source: these by tier: "device", "host", or a store's name.
+        load_decision: what was decided about blocks that lower tiers had, with both estimates;
+            None if they had none that the device lacked.
     """
 
     request_id: str
@@ -50,6 +54,8 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     num_cached_tokens: int
     finished: bool = True
+    cached_tokens_by_source: Mapping[str, int] = field(default_factory=dict)
+    load_decision: LoadDecision | None = None
 
 
 def request_output(
@@ -67,6 +73,8 @@ def request_output(
         prompt_logprobs=prompt_logprobs,
         outputs=[_completion(i, processor) for i, processor in enumerate(processors)],
         num_cached_tokens=first.num_cached_tokens,
+        cached_tokens_by_source=dict(first.reuse.cached) if first.reuse else {},
+        load_decision=first.reuse.decision if first.reuse else None,
     )
 
 

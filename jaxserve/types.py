@@ -116,11 +116,43 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]  # (token id, logprob), most likely first
 
 
+@dataclass(frozen=True, slots=True)
+class LoadDecision:
+    """What was decided about blocks of a prompt that lower tiers had and the device had not.
+
+    Attributes:
+        choice: "load", "split" (compute the head while the tail is loaded) or "recompute".
+        num_blocks: how many lower tiers had.
+        num_loaded: how many of them were asked for.
+        load_s, compute_s: the estimates that were compared; 0: nothing was measured yet.
+    """
+
+    choice: str
+    num_blocks: int
+    num_loaded: int
+    load_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReuse:
+    """What of a prompt was not computed for this request.
+
+    Attributes:
+        cached: prompt tokens by where they were found: "device", "host", or a store's name.
+        decision: None if lower tiers had nothing to decide about.
+    """
+
+    cached: Mapping[str, int]
+    decision: LoadDecision | None = None
+
+
 class TokenEvent(NamedTuple):
     """One generated token, or the end of a request without one (`token_id` is None).
 
-    `num_cached_tokens` is the length of the prompt prefix that was found in the KV cache when the
-    request was first admitted. `prompt_logprobs` comes once, with the first event.
+    `num_cached_tokens` is how many tokens of the prompt came from the KV cache, in whatever tier.
+    `prompt_logprobs` and `reuse` come once, with the first event: by then every load has been used
+    or given up.
     """
 
     request_id: str
@@ -130,6 +162,7 @@ class TokenEvent(NamedTuple):
     num_cached_tokens: int = 0
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    reuse: PromptReuse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,12 +141,8 @@ def _chunk_choice(index: int, delta: OutputDelta, body: ChatCompletionRequest) -
 
 
 def _usage(answers: Answers) -> dict[str, Any]:
-    first = answers.processors[0]
-    return usage(
-        len(first.request.prompt_ids),
-        sum(len(answer.token_ids) for answer in answers.processors),
-        first.num_cached_tokens,
-    )
+    num_generated = sum(len(answer.token_ids) for answer in answers.processors)
+    return usage(answers.processors[:1], num_generated)
 
 
 def _logprobs(entries: "list[PositionLogprobs] | tuple[PositionLogprobs, ...]") -> dict[str, Any]:

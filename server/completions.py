@@ -74,11 +74,7 @@ class _Job:
     def usage(self) -> dict[str, Any]:
         firsts = self.answers.processors[:: self.n]
         num_generated = sum(len(answer.token_ids) for answer in self.answers.processors)
-        return usage(
-            sum(len(first.request.prompt_ids) for first in firsts),
-            0 if self.only_echo else num_generated,
-            sum(first.num_cached_tokens for first in firsts),
-        )
+        return usage(firsts, 0 if self.only_echo else num_generated)
 
 
 async def _admit(context: Context, body: CompletionRequest) -> _Job:

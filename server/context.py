@@ -87,6 +87,7 @@ class Context:
             draw_seed=self.draw_seed,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
+            no_store=bool(body.cache_no_store),
             param=param,
         )
 

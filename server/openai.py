@@ -5,14 +5,18 @@ alike. Unknown fields are accepted, since client libraries add some every month;
 change the answer and are not supported are refused. vLLM's extra fields have vLLM's names.
 """
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, FailFast, WithJsonSchema
 
 from jaxserve.errors import RequestError
+from jaxserve.outputs import OutputProcessor
 from jaxserve.requests import default_sampling
-from jaxserve.types import SamplingParams
+from jaxserve.types import LoadDecision, SamplingParams
 
 MAX_PROMPTS = 256
 MAX_ANSWERS = 1024
@@ -100,6 +104,7 @@ class SamplingFields(BaseModel):
     banned_token_ids: TokenIdsField = None
     prompt_logprobs: int | None = None
     cache_salt: str | None = None
+    cache_no_store: bool | None = None
     priority: int | None = None
     add_special_tokens: bool | None = None
 
@@ -215,15 +220,35 @@ def check_num_answers(num_prompts: int, n: int) -> None:
         )
 
 
-def usage(
-    num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int
-) -> dict[str, Any]:
+def usage(firsts: Sequence[OutputProcessor], num_completion_tokens: int) -> dict[str, Any]:
+    """OpenAI's usage. Beside `cached_tokens`: the same by tier, and what was done about blocks
+    that lower tiers had.
+
+    Args:
+        firsts: the first answer to each prompt.
+    """
+    num_prompt_tokens = sum(len(first.request.prompt_ids) for first in firsts)
+    details: dict[str, Any] = {"cached_tokens": sum(first.num_cached_tokens for first in firsts)}
+    reuses = [first.reuse for first in firsts if first.reuse is not None]
+    if reuses:
+        by_source = Counter[str]()
+        for reuse in reuses:
+            by_source.update(reuse.cached)
+        details["cached_tokens_by_source"] = dict(by_source)
+    decisions = [reuse.decision for reuse in reuses if reuse.decision is not None]
+    if decisions:
+        details["load_decisions"] = [_load_decision(decision) for decision in decisions]
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
+        "prompt_tokens_details": details,
     }
+
+
+def _load_decision(decision: LoadDecision) -> dict[str, Any]:
+    """JSON has no infinity, which estimates may be: null says that it cannot be done."""
+    return {name: None if value == math.inf else value for name, value in asdict(decision).items()}
 
 
 def finite(logprob: float) -> float:

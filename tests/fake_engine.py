@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from jaxserve.config import Config
 from jaxserve.errors import RequestError
 from jaxserve.tokenizer import Tokenizer
-from jaxserve.types import FinishReason, Request, TokenEvent, TokenLogprobs
+from jaxserve.types import FinishReason, PromptReuse, Request, TokenEvent, TokenLogprobs
 
 SPECIAL_TOKENS = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
@@ -71,6 +71,7 @@ class FakeEngine:
     reply: Callable[[Request], Sequence[int]] | None = None
     step_s: float = 0.0
     fail_at_step: int | None = None
+    reuse: PromptReuse | None = None
     num_steps: int = 0
     closed: bool = False
     added: list[Request] = field(default_factory=list)
@@ -157,6 +158,7 @@ class FakeEngine:
             num_cached_tokens=cached,
             logprobs=_logprobs(token_id, sampling.logprobs),
             prompt_logprobs=self._prompt_logprobs(request) if first else None,
+            reuse=self.reuse if first else None,
         )
 
     def _prompt_logprobs(self, request: Request) -> tuple[TokenLogprobs | None, ...] | None:

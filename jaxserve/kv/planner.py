@@ -8,7 +8,7 @@ queues.
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FORGETTING = 0.98
 """Weight of all earlier steps when a new one is observed."""
@@ -86,6 +86,7 @@ class Decision:
         compute_until: position up to which the sequence computes while it waits.
         wait_s: how long it holds back from computing more.
         load_s, compute_s: the two estimates for the range; 0: nothing was measured yet.
+        num_blocks: how many blocks lower tiers had; 0: nothing was to be decided.
     """
 
     choice: Choice
@@ -94,6 +95,7 @@ class Decision:
     wait_s: float
     load_s: float
     compute_s: float
+    num_blocks: int = 0
 
 
 class LoadPlanner:
@@ -109,6 +111,7 @@ class LoadPlanner:
         self._page_size = page_size
         self._mode = mode
         self.counts = {choice.value: 0 for choice in Choice}
+        """Decisions that were carried out; a sequence that cannot start yet is decided again."""
 
     def decide(
         self,
@@ -127,8 +130,7 @@ class LoadPlanner:
             host_s, store_s: estimates for loading a number of blocks from the host, from stores.
         """
         decision = self._decide(first, host_end, end, host_s, store_s)
-        self.counts[decision.choice.value] += 1
-        return decision
+        return replace(decision, num_blocks=end - first)
 
     def _decide(
         self,

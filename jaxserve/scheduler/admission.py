@@ -6,14 +6,19 @@ rarely the next one to be preempted. If nothing runs, it always starts.
 """
 
 import enum
+import logging
+from collections import Counter
 from dataclasses import dataclass
 
 from jaxserve.kv.tiers import DEVICE
 from jaxserve.plan import SlotLoad
 from jaxserve.scheduler.draft import StepDraft
-from jaxserve.scheduler.prefix import PrefixFinder
+from jaxserve.scheduler.prefix import Prefix, PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import Sequence
+from jaxserve.types import LoadDecision
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(enum.Enum):
@@ -50,7 +55,8 @@ class Admission:
         self.num_prefill_blocks = 0
         """Blocks of prefills that were published so far; the planner counts them."""
         self.queried_tokens = 0
-        self.hit_tokens = 0
+        self.hit_tokens = Counter[str]()
+        """By source."""
 
     def try_start(self, seq: Sequence, draft: StepDraft) -> Outcome:
         """Give the sequence a slot and the pages of its cached prefix, if it can start."""
@@ -87,9 +93,10 @@ class Admission:
             num_ready = prefix.num_device * pager.page_size
         if seq.num_cached < 0:
             seq.num_cached = num_ready
+            self._note_decision(seq, prefix)
             if names:
                 self.queried_tokens += len(seq.tokens)
-                self.hit_tokens += num_ready
+                self.hit_tokens[DEVICE] += num_ready
                 seq.cached[DEVICE] = num_ready
         if seq.job is None:
             self._roster.unpark(seq)
@@ -97,6 +104,30 @@ class Admission:
         self._roster.enter(seq, num_ready)
         draft.loads.append(_slot_load(seq))
         return Outcome.STARTED
+
+    def _note_decision(self, seq: Sequence, prefix: Prefix) -> None:
+        """Count, log and remember what is done about blocks of lower tiers."""
+        decision = prefix.decision
+        if decision is None or not decision.num_blocks:
+            return
+        self._finder.planner.counts[decision.choice.value] += 1
+        num_loaded = len(prefix.names) - prefix.num_device
+        seq.decision = LoadDecision(
+            decision.choice.value,
+            decision.num_blocks,
+            num_loaded,
+            decision.load_s,
+            decision.compute_s,
+        )
+        logger.debug(
+            "%s: %s %d of %d blocks; loading %.4f s, computing %.4f s",
+            seq.request.request_id,
+            decision.choice.value,
+            num_loaded,
+            decision.num_blocks,
+            decision.load_s,
+            decision.compute_s,
+        )
 
     def _is_still_refused(self, seq: Sequence) -> bool:
         refusal = self._refusal

@@ -36,7 +36,7 @@ from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import Importance, Sequence
 from jaxserve.scheduler.stats import GroupPages, SchedulerStats
-from jaxserve.types import FinishReason, KVGroup, Request, TokenEvent
+from jaxserve.types import FinishReason, KVGroup, PromptReuse, Request, TokenEvent
 
 
 class Scheduler:
@@ -227,11 +227,13 @@ class Scheduler:
                 seq.pending -= 1
             elif len(tokens) >= seq.publish_at:
                 self._roster.publish(seq)
-            logprobs = prompt_logprobs = stop_token_id = reason = None
+            logprobs = prompt_logprobs = stop_token_id = reason = reuse = None
             if plan.wants_logprobs and seq.request.sampling.logprobs is not None:
                 logprobs = sampled_logprobs(result, row, token_id, seq.request.sampling.logprobs)
             if seq.prompt_logprobs is not None:
                 prompt_logprobs, seq.prompt_logprobs = tuple(seq.prompt_logprobs), None
+            if len(tokens) == seq.num_prompt + 1:
+                reuse = PromptReuse(dict(seq.cached), seq.decision)
             if token_id in seq.stop_ids:
                 reason, stop_token_id = FinishReason.STOP, token_id
             elif len(tokens) >= seq.max_total:
@@ -247,6 +249,7 @@ class Scheduler:
                     seq.num_cached,
                     logprobs,
                     prompt_logprobs,
+                    reuse,
                 )
             )
         return events
@@ -263,7 +266,9 @@ class Scheduler:
             scheduled_prefill_tokens=planner.prefill_tokens,
             scheduled_decode_tokens=planner.decode_tokens,
             queried_tokens=admission.queried_tokens,
-            hit_tokens=admission.hit_tokens,
+            hit_tokens=admission.hit_tokens.total(),
+            hit_tokens_by_source=dict(admission.hit_tokens),
+            decisions=dict(self._load_planner.counts),
             pages=tuple(
                 GroupPages(
                     num_pages=group.num_pages,

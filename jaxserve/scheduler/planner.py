@@ -86,7 +86,7 @@ class Planner:
             if not job.is_resume:
                 seq.cached[piece.source] = seq.cached.get(piece.source, 0) + after - position
                 seq.num_cached += after - position
-                self.admission.hit_tokens += after - position
+                self.admission.hit_tokens[piece.source] += after - position
             position = after
         slots.positions[seq.slot] = position
         if job.is_over(position):

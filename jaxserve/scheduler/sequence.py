@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from jaxserve.kv.blocks import BlockHash, block_hashes
 from jaxserve.kv.envelope import NO_TENANT
 from jaxserve.kv.loads import LoadJob
-from jaxserve.types import Request, TokenLogprobs
+from jaxserve.types import LoadDecision, Request, TokenLogprobs
 
 NO_SLOT = -1
 NEVER = 1 << 62
@@ -65,6 +65,7 @@ class Sequence:
         tenant: names the owner of its blocks in stores.
         num_cached: prompt tokens found in the cache at the first admission.
         cached: these by where they were found: "device", "host", or a store's name.
+        decision: what the load planner said at the first admission, if there was a question.
         parked: what it left behind when it was preempted, until that is back or given up.
         job: what is on its way to its pages.
         loads_nothing: a load failed; do not wait for another one.
@@ -91,6 +92,7 @@ class Sequence:
     tenant: bytes = NO_TENANT
     num_cached: int = -1
     cached: dict[str, int] = field(default_factory=dict)
+    decision: LoadDecision | None = None
     parked: Parked | None = None
     job: LoadJob | None = None
     loads_nothing: bool = False

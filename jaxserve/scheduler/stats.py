@@ -1,6 +1,7 @@
 """Counters and gauges of the scheduler, as a value."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class SchedulerStats:
     `recomputed_tokens` are positions that were computed again after a preemption.
     `queried_tokens` are the known tokens of admitted requests that looked for cached blocks,
     `hit_tokens` those that were found; resumed requests are left out of both.
+    `hit_tokens_by_source` are the latter by tier: "device", "host", or a store's name.
+    `decisions` counts what was done about blocks of lower tiers: load, split or recompute.
     """
 
     num_running: int
@@ -32,3 +35,5 @@ class SchedulerStats:
     queried_tokens: int
     hit_tokens: int
     pages: tuple[GroupPages, ...]
+    hit_tokens_by_source: Mapping[str, int] = field(default_factory=dict)
+    decisions: Mapping[str, int] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import pytest
 from jaxserve import LLM, SamplingParams
 from jaxserve.config import Config, SchedulerConfig
 from jaxserve.errors import ConfigError, EngineDeadError, RequestError
+from jaxserve.types import LoadDecision, PromptReuse
 from tests.fake_engine import EOS_ID, REPLY, FakeEngine
 
 LONG = SamplingParams(max_tokens=200, temperature=0)
@@ -61,6 +62,21 @@ def test_each_prompt_may_have_its_own_parameters(llm: LLM):
 def test_the_second_time_a_prompt_is_found_in_the_cache(llm: LLM):
     assert llm.generate("Hello world", LONG)[0].num_cached_tokens == 0
     assert llm.generate("Hello world", LONG)[0].num_cached_tokens > 0
+
+
+def test_an_output_says_which_tier_its_prompt_came_from(llm: LLM, engine: FakeEngine):
+    engine.reuse = PromptReuse({"host": 4}, LoadDecision("load", 1, 1, 0.001, 0.5))
+    (output,) = llm.generate("Hello", use_tqdm=False)
+    assert output.cached_tokens_by_source == {"host": 4}
+    assert output.load_decision is not None and output.load_decision.choice == "load"
+
+
+def test_no_store_reaches_every_request(llm: LLM, engine: FakeEngine):
+    llm.generate(["Hello", "world"], use_tqdm=False, no_store=True)
+    llm.chat([{"role": "user", "content": "Hello"}], use_tqdm=False, no_store=True)
+    list(llm.stream("Hello", no_store=True))
+    llm.generate("Hello", use_tqdm=False)
+    assert [request.no_store for request in engine.added] == [True, True, True, True, False]
 
 
 def test_chat_uses_the_template_and_generates_to_the_end(llm: LLM, engine: FakeEngine):

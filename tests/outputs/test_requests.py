@@ -12,7 +12,7 @@ LIMITS = Limits(max_model_len=100, vocab_size=50, eos_token_ids=(1, 2))
 
 
 def make(prompt: Any = (3, 4, 5), **sampling: Any) -> list[Request]:
-    extra = {k: sampling.pop(k) for k in ("priority", "cache_salt") if k in sampling}
+    extra = {k: sampling.pop(k) for k in ("priority", "cache_salt", "no_store") if k in sampling}
     return make_requests(
         "id", prompt, SamplingParams(**sampling), LIMITS, draw_seed=DrawSeed(0), **extra
     )
@@ -98,6 +98,7 @@ BAD = [
     ("cache_salt", "x" * 129),
     ("cache_salt", "\ud800"),
     ("cache_salt", 3),
+    ("no_store", "yes"),
 ]
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from jaxserve.types import Request
+from jaxserve.types import LoadDecision, PromptReuse, Request
 from tests.fake_engine import REPLY, FakeEngine
 
 CHAT = "/v1/chat/completions"
@@ -87,6 +88,37 @@ def test_cached_prompt_tokens_are_reported(talk: Any):
 
     first, second = talk(conversation)
     assert first == 0 and second > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_usage_says_which_tier_cached_tokens_came_from(
+    post: Any, engine: FakeEngine, path: str, stream: bool
+):
+    decision = LoadDecision("recompute", 3, 0, math.inf, 0.25)
+    engine.reuse = PromptReuse({"device": 16, "disk": 32}, decision)
+    body: dict[str, Any] = {"messages": USER} if path == CHAT else {"prompt": ["Hello", "world"]}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    response = post(path, body)
+    usage = response["chunks"][-1]["usage"] if stream else response["usage"]
+    details, num_prompts = usage["prompt_tokens_details"], 1 if path == CHAT else 2
+    assert details["cached_tokens_by_source"] == {
+        "device": 16 * num_prompts,
+        "disk": 32 * num_prompts,
+    }
+    told = {"choice": "recompute", "num_blocks": 3, "num_loaded": 0}
+    assert details["load_decisions"] == [{**told, "load_s": None, "compute_s": 0.25}] * num_prompts
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_client_can_ask_that_nothing_is_kept_of_its_request(
+    post: Any, engine: FakeEngine, path: str
+):
+    body: dict[str, Any] = {"messages": USER} if path == CHAT else {"prompt": "Hello"}
+    post(path, body)
+    post(path, {**body, "cache_no_store": True})
+    assert [request.no_store for request in engine.added] == [False, True]
 
 
 def test_a_chat_stream_has_role_text_finish_and_usage(post: Any):
