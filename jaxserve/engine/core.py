@@ -60,7 +60,7 @@ class Engine:
         self.eos_token_ids = _end_ids(model, tokenizer)
         self._runner = runner
         self._scheduler = scheduler
-        self._lower = lower
+        self.lower = lower
         self._in_flight: StepHandle | None = None
         self._free_at_s = 0.0  # when the device had finished the last step that was fetched
 
@@ -85,14 +85,14 @@ class Engine:
 
         If there is nothing to do but to wait for lower tiers, waits for them a little.
         """
-        if self._lower is not None:
-            self._lower.wake.clear()
+        if self.lower is not None:
+            self.lower.wake.clear()
         plan = self._scheduler.schedule()
         handle = self._runner.dispatch(plan) if plan is not None else None
         previous, self._in_flight = self._in_flight, handle
         if previous is None:
-            if plan is None and self._lower is not None and self._lower.tiers.is_busy:
-                self._lower.wake.wait(MAX_WAIT_S)
+            if plan is None and self.lower is not None and self.lower.tiers.is_busy:
+                self.lower.wake.wait(MAX_WAIT_S)
             return []
         result = self._runner.fetch(previous)
         now_s = time.perf_counter()
@@ -110,14 +110,14 @@ class Engine:
 
     def close(self) -> None:
         """Write out what goes to stores, wait for the device and let go of its memory."""
-        if self._lower is not None and self._lower.cascade is not None:
-            self._lower.flush(self.step, FLUSH_S)
+        if self.lower is not None and self.lower.cascade is not None:
+            self.lower.flush(self.step, FLUSH_S)
         if self._in_flight is not None:
             self._runner.fetch(self._in_flight)
             self._in_flight = None
         self._runner.close()
-        if self._lower is not None:
-            self._lower.close(FLUSH_S)
+        if self.lower is not None:
+            self.lower.close(FLUSH_S)
 
 
 def _end_ids(model: LoadedModel, tokenizer: Tokenizer) -> tuple[int, ...]:

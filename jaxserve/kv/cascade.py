@@ -18,8 +18,6 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.envelope import NO_TENANT, Verdict, seal, sealed_bytes, unseal
@@ -140,10 +138,13 @@ class StoreCascade:
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
-    def forget(self, names: Sequence[BlockHash]) -> None:
-        """The stores may no longer have these blocks."""
+    def forget(self, names: Sequence[BlockHash], source: str) -> None:
+        """A store may no longer have these blocks."""
+        bit = sum(1 << i for i, worker in enumerate(self.workers) if worker.name == source)
         for name in names:
-            self._known.pop(name, None)
+            self._known[name] = self._known.get(name, 0) & ~bit
+            if not self._known[name]:
+                del self._known[name]
 
     def forget_all(self) -> None:
         """The stores may no longer have anything."""
@@ -212,15 +213,18 @@ class StoreCascade:
         damaged: list[BlockHash] = []
 
         def consume(index: int, record: memoryview) -> None:
-            verdict = unseal(
-                record,
-                names[index],
-                self._namespace,
-                tenants[index],
-                self._slot(slots[index]),
-                now_s=time.time(),
-                key=self._key(tenants[index]),
-            )
+            key = self._keys.find(tenants[index]) if self._keys is not None else None
+            verdict = Verdict.NO_KEY
+            if self._keys is None or key is not None:
+                verdict = unseal(
+                    record,
+                    names[index],
+                    self._namespace,
+                    tenants[index],
+                    self._slot(slots[index]),
+                    now_s=time.time(),
+                    key=key,
+                )
             is_ok[index] = verdict is Verdict.OK
             with self._lock:
                 self.verdicts[verdict.value] += 1
@@ -239,9 +243,6 @@ class StoreCascade:
         lengths = [self._record_bytes] * len(names)
         if worker.submit_read(names, lengths, consume, done) is None:
             self._inbox.append(Fetched(piece_id, tuple(is_ok)))
-
-    def _key(self, tenant: bytes) -> AESGCM | None:
-        return None if self._keys is None else self._keys.find_or_make(tenant)
 
     # --- writing ---
 
@@ -284,7 +285,7 @@ class StoreCascade:
             self._slot(offer.slot),
             created_s=time.time(),
             ttl_s=self._ttl_s,
-            key=self._key(tenant),
+            key=self._keys.find_or_make(tenant) if self._keys is not None else None,
         )
 
     def _put(self, sealed: Sequence[tuple[_Offer, SealedRecord]]) -> None:

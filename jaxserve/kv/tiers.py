@@ -69,8 +69,8 @@ class Cascade(Protocol):
         """Take in which stores have a block now."""
         ...
 
-    def forget(self, names: Sequence[BlockHash]) -> None:
-        """The stores may no longer have these blocks."""
+    def forget(self, names: Sequence[BlockHash], source: str) -> None:
+        """A store may no longer have these blocks."""
         ...
 
     def estimate_look_up_s(self, num_names: int) -> float:
@@ -410,7 +410,7 @@ class Tiers:
             self.host.release(slot)
         if self._cascade is not None:
             pairs = zip(self._names[piece_id], is_ok, strict=True)
-            self._cascade.forget([name for name, ok in pairs if not ok])
+            self._cascade.forget([name for name, ok in pairs if not ok], piece.source)
         piece.state = PieceState.LOST
         self._forget_piece(piece)
 

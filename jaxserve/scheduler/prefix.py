@@ -163,6 +163,9 @@ class PrefixFinder:
         while end > prefix.num_device:
             start, source = self._run(job, prefix, end)
             piece = source and tiers.start_piece(prefix.names, start, end, source)
+            while source and not piece and end - start > 1:  # slots are scarce: ask for less
+                start = (start + end + 1) // 2
+                piece = tiers.start_piece(prefix.names, start, end, source)
             if piece:
                 job.pieces.append(piece)
             elif job.all_or_nothing:

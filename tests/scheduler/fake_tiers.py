@@ -99,7 +99,7 @@ class FakeTiers:
         if stored:
             self._known.add(name)
 
-    def forget(self, names) -> None:
+    def forget(self, names, source: str) -> None:
         self._known.difference_update(names)
 
     def estimate_look_up_s(self, num_names: int) -> float:

@@ -1,0 +1,273 @@
+"""Nothing that lower tiers do changes a token: evictions, restarts, meshes, faults, encryption."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxserve.engine import Engine
+from jaxserve.types import Request
+from tests.engine.tiers_harness import (
+    FIXTURES,
+    loaded,
+    make_engine,
+    renamed,
+    requests,
+    serve,
+    settle,
+)
+
+NUM_REQUESTS = 100
+HOST_BYTES = 24 * 8192  # two dozen slots of the tiny model
+
+
+@cache
+def expected(model: str) -> dict[str, list[int | None]]:
+    """What the engine says without lower tiers, one request at a time and no reuse."""
+    return serve_alone(model, requests(NUM_REQUESTS))
+
+
+def serve_alone(model: str, asked: list[Request]) -> dict[str, list[int | None]]:
+    engine = make_engine(FIXTURES / model, enable_prefix_caching=False)
+    try:
+        tokens = {}
+        for request in asked:
+            tokens |= serve(engine, [request])
+        return tokens
+    finally:
+        engine.close()
+
+
+def check(model: str, suffix: str, tokens: dict[str, list[int | None]]) -> None:
+    wrong = [name for name, right in expected(model).items() if tokens[name + suffix] != right]
+    assert not wrong, f"{len(wrong)} of {len(tokens)} answers differ: {wrong[:5]}"
+
+
+def run(model: str, suffix: str = "", **settings: Any) -> dict[str, int]:
+    """Serve everything with an engine of its own; what was loaded, by source."""
+    engine = make_engine(FIXTURES / model, **settings)
+    try:
+        check(model, suffix, serve(engine, renamed(requests(NUM_REQUESTS), suffix)))
+        settle(engine)
+        return dict(loaded(engine))
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("policy", ["arc", "s3fifo?store_threshold=2"])
+def test_the_host_tier_changes_no_token(policy: str):
+    sources = run("llama31-v0", kv_host_bytes=HOST_BYTES, kv_host_policy=policy)
+    assert sources.get("host", 0) > 20
+
+
+@pytest.mark.parametrize("model", ["llama31-v0", "gemma3-v0"])
+def test_disk_and_host_change_no_token_before_and_after_a_restart(model: str, tmp_path: Path):
+    store = f"file://{tmp_path}/kv?max_bytes=4MiB"
+    settings = {"kv_host_bytes": HOST_BYTES, "kv_store": store, "kv_load": "load"}
+    run(model, **settings)
+    again = run(model, "b", **settings)
+    assert again.get("disk", 0) > 50
+
+
+def test_two_stores_behind_a_host_tier_that_holds_next_to_nothing(tmp_path: Path):
+    stores = f"memory://?max_bytes=100KiB objects+file://{tmp_path}/objects?max_bytes=1MiB"
+    sources = run("llama31-v0", kv_host_bytes=HOST_BYTES * 2 // 3, kv_store=stores, kv_load="load")
+    assert sources.get("files", 0) > 0 and sources.get("memory", 0) > 0
+
+
+def test_a_full_disk_store_evicts_and_stays_within_its_bytes(tmp_path: Path):
+    store = f"file://{tmp_path}/kv?max_bytes=1MiB"
+    for suffix in ("", "b"):
+        run("llama31-v0", suffix, kv_host_bytes=HOST_BYTES, kv_store=store)
+        used = sum(path.stat().st_blocks * 512 for path in (tmp_path / "kv").rglob("*"))
+        assert used <= 1.01 * (1 << 20)
+
+
+def test_what_one_device_wrote_two_devices_read(tmp_path: Path):
+    settings = {"kv_host_bytes": HOST_BYTES, "kv_store": f"file://{tmp_path}/kv?max_bytes=8MiB"}
+    run("llama31-v0", **settings)
+    sources = run("llama31-v0", "b", tensor_parallel_size=2, kv_load="load", **settings)
+    assert sources.get("disk", 0) > 50
+
+
+@pytest.mark.parametrize("change", [{"page_size": 16, "num_pages": 20}, {"dtype": "bfloat16"}])
+def test_another_page_size_or_dtype_hits_nothing(tmp_path: Path, change: dict):
+    settings = {"kv_host_bytes": HOST_BYTES, "kv_store": f"file://{tmp_path}/kv?max_bytes=8MiB"}
+    run("llama31-v0", **settings)
+    engine = make_engine(**{"kv_load": "load", **settings, **change})
+    try:
+        serve(engine, requests(10))
+        check_nothing_read(engine)
+    finally:
+        engine.close()
+
+
+def check_nothing_read(engine: Engine) -> None:
+    assert engine.lower is not None and engine.lower.cascade is not None
+    assert not engine.lower.cascade.verdicts, "a record of another namespace was read"
+    assert "disk" not in loaded(engine)
+
+
+def swap_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.k_proj.weight"
+    tensors[name] = tensors[name] + np.float32(0.5)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_rope(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    if "rope_parameters" in config:
+        config["rope_parameters"]["rope_theta"] *= 2
+    else:
+        config["rope_theta"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("change", [swap_weights, change_rope])
+def test_what_is_changed_under_the_same_name_hits_nothing(
+    tmp_path: Path, change: Callable[[Path], None]
+):
+    folder = tmp_path / "model"
+    shutil.copytree(FIXTURES / "llama31-v0", folder)
+    settings = {
+        "folder": folder,
+        "kv_host_bytes": HOST_BYTES,
+        "kv_store": f"file://{tmp_path}/kv?max_bytes=8MiB",
+        "kv_load": "load",
+    }
+    asked = requests(8)
+    answers = []
+    for prepare in (None, None, change, None):
+        if prepare is not None:
+            prepare(folder)
+        engine = make_engine(**settings)
+        try:
+            answers.append(serve(engine, asked))
+            if prepare is not None:
+                check_nothing_read(engine)
+            elif len(answers) > 1:
+                assert loaded(engine).get("disk", 0) > 5
+            settle(engine)
+        finally:
+            engine.close()
+    assert answers[0] == answers[1] != answers[2] == answers[3]
+
+
+def test_another_page_size_gives_the_same_tokens():
+    run("llama31-v0", page_size=16, num_pages=20, kv_host_bytes=HOST_BYTES)
+
+
+def test_encrypted_blocks_come_back_and_hold_no_plain_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("JAXSERVE_KV_KEY", "ab" * 32)
+    settings = {
+        "kv_host_bytes": HOST_BYTES,
+        "kv_store": f"file://{tmp_path}/kv?max_bytes=8MiB",
+        "kv_encrypt": True,
+        "kv_key_folder": str(tmp_path / "keys"),
+        "kv_load": "load",
+    }
+    run("llama31-v0", **settings)
+    assert run("llama31-v0", "b", **settings).get("disk", 0) > 50
+    for path in (tmp_path / "keys").iterdir():
+        if path.stat().st_size > 0:
+            os.remove(path)
+    engine = make_engine(**settings)
+    try:
+        serve(engine, requests(10)[:1])
+        assert loaded(engine) == {}, "a block was read without its key"
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "hang=true",
+        "error_rate=0.3",
+        "corrupt=0.3",
+        "latency=20ms",
+        "flap=50ms",
+        "error_rate=1",
+        "corrupt=1",
+    ],
+)
+def test_a_faulty_store_changes_no_token(fault: str, tmp_path: Path):
+    store = f"fault+objects+file://{tmp_path}/kv?max_bytes=8MiB&{fault}&seed=3&get_timeout=500ms"
+    engine = make_engine(kv_host_bytes=HOST_BYTES, kv_store=store + "&put_timeout=200ms")
+    try:
+        for suffix in ("", "b"):
+            asked = renamed(requests(NUM_REQUESTS), suffix)
+            check("llama31-v0", suffix, serve(engine, asked))
+        if fault == "corrupt=1":
+            assert engine.lower is not None and engine.lower.cascade is not None
+            assert engine.lower.cascade.verdicts["ok"] == 0
+            assert loaded(engine).get("files", 0) == 0
+    finally:
+        engine.close()
+
+
+def test_preempted_sequences_compute_nothing_twice_while_the_host_has_room():
+    asked = [
+        replace(request, sampling=replace(request.sampling, max_tokens=30))
+        for request in requests(90, seed=9)
+    ]
+    engine = make_engine(kv_host_bytes=64 * HOST_BYTES)
+    try:
+        assert serve(engine, asked, seed=5) == serve_alone("llama31-v0", asked)
+        stats = engine.stats()
+        assert stats.num_preemptions > 5, "the pool is too large to test preemption"
+        assert stats.recomputed_tokens == 0
+    finally:
+        engine.close()
+
+
+def test_stored_bytes_are_the_recomputed_bytes(tmp_path: Path):
+    """Where the shapes of the steps are the same, nothing differs, not even the last bit."""
+    pages: list[list[np.ndarray]] = []
+    for _ in range(2):
+        engine = make_engine(kv_host_bytes=HOST_BYTES, kv_offload="eager")
+        serve(engine, requests(3)[:1])
+        settle(engine)
+        assert engine.lower is not None
+        host = engine.lower.tiers.host
+        names = sorted(host.names())
+        assert names
+        pages.append([engine.lower.pool.block(host._slots[name], 0).copy() for name in names])
+        engine.close()
+    for first, second in zip(*pages, strict=True):
+        assert first.tobytes() == second.tobytes()
+
+
+def test_an_aborted_request_leaves_nothing_held():
+    rng = random.Random(3)
+    engine = make_engine(kv_host_bytes=HOST_BYTES, kv_store="memory://")
+    try:
+        waiting = requests(60)
+        live: list[str] = []
+        while waiting or engine.has_work:
+            if waiting and rng.random() < 0.5:
+                engine.add(waiting[-1])
+                live.append(waiting.pop().request_id)
+            engine.step()
+            if live and rng.random() < 0.3:
+                engine.abort(live.pop(rng.randrange(len(live))))
+            engine.check_integrity()
+        settle(engine)
+        assert engine.lower is not None
+        host = engine.lower.tiers.host
+        assert not any(host._references) and not host._claims
+        assert all(group.num_in_use == 0 for group in engine.stats().pages)
+    finally:
+        engine.close()
