@@ -1,0 +1,80 @@
+"""A sequence's load job: what may be computed and what is taken over, as pieces arrive."""
+
+import pytest
+
+from jaxserve.kv.loads import RACE_TOKENS, LoadJob, Piece, PieceState
+
+PAGE = 16
+
+
+def job(*states: PieceState, all_or_nothing: bool = False, end_tokens: int = 0) -> LoadJob:
+    """Pieces of 10 blocks from block 0 on, head first; deadline 5 s, computes to 64 till then."""
+    pieces = [Piece(i, 10 * i, 10 * i + 10, state, "host") for i, state in enumerate(states)]
+    return LoadJob(
+        names=[b""] * 10 * len(states),
+        end_tokens=end_tokens or 160 * len(states),
+        page_size=PAGE,
+        pages=({},),
+        all_or_nothing=all_or_nothing,
+        compute_until=64,
+        deadline_s=5.0,
+        is_resume=False,
+        pieces=pieces[::-1],
+    )
+
+
+READY, COMING, LOST = PieceState.READY, PieceState.FETCHING, PieceState.LOST
+
+
+def taken(a_job: LoadJob, position: int) -> list[int]:
+    return [piece.piece_id for piece in a_job.take(position)]
+
+
+def test_ready_pieces_are_taken_from_the_position_on_without_a_gap():
+    assert taken(job(READY, READY, COMING, READY), 0) == [0, 1]
+    assert taken(job(COMING, READY), 0) == []
+    assert taken(job(COMING, READY), 160) == [1]
+    assert taken(job(COMING, READY), 170) == [1], "the position is inside of the piece"
+
+
+def test_a_piece_that_was_passed_is_given_up_and_not_waited_for():
+    a_job = job(COMING, READY)
+    assert taken(a_job, 160) == [1]
+    assert not a_job.pieces[1].wanted
+    assert a_job.is_over(320)
+
+
+def test_before_the_deadline_the_head_is_computed_and_then_piece_by_piece():
+    a_job = job(COMING, COMING, COMING)
+    assert a_job.compute_limit(0, now_s=1.0) == 64
+    assert a_job.compute_limit(64, now_s=1.0) == 64
+    assert a_job.compute_limit(64, now_s=6.0) == 64 + RACE_TOKENS
+
+
+def test_what_is_ready_is_not_computed():
+    a_job = job(LOST, READY)
+    assert a_job.compute_limit(0, now_s=0.0) == 160
+    assert taken(a_job, 160) == [1]
+
+
+def test_once_everything_is_lost_nothing_limits_computing():
+    a_job = job(LOST, LOST)
+    assert a_job.compute_limit(0, now_s=0.0) is None
+    assert a_job.is_over(0)
+
+
+@pytest.mark.parametrize("states", [(READY, COMING), (COMING, READY)])
+def test_with_windows_all_pieces_are_taken_together_or_none(states: tuple[PieceState, PieceState]):
+    a_job = job(*states, all_or_nothing=True)
+    assert taken(a_job, 0) == []
+    for piece in a_job.pieces:
+        piece.state = READY
+    assert taken(a_job, 0) == [0, 1]
+    assert job(READY, LOST, all_or_nothing=True).is_over(0)
+
+
+def test_the_last_block_may_be_partial():
+    a_job = job(READY, READY, end_tokens=305)
+    pieces = a_job.take(0)
+    assert [a_job.position_after(piece) for piece in pieces] == [160, 305]
+    assert a_job.is_over(305)
