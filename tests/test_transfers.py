@@ -3,7 +3,6 @@
 import threading
 import time
 from collections import deque
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
