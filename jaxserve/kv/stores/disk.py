@@ -133,7 +133,7 @@ class DiskStore:
                     place.segment.num_users += 1
                     view = buffers[index].cast("B")[:num_bytes]
                     reads.append(Read(index, key, *place, view))
-        self._threads.run([read_task(run) for run in runs(reads)])
+        self._threads.run([read_task(run) for run in runs(reads, self.options.threads)])
         lengths = [0] * len(keys)
         with self._lock:
             for read in reads:
@@ -153,7 +153,7 @@ class DiskStore:
             self._check_open()
             writes = self._reserve(records, statuses)
         try:
-            self._threads.run([write_task(run) for run in runs(writes)])
+            self._threads.run([write_task(run) for run in runs(writes, self.options.threads)])
         finally:
             with self._lock:
                 self._publish(writes, statuses)
@@ -356,7 +356,7 @@ class DiskStore:
             if write.entry is not None:
                 write.entry = replace(write.entry, sequence=self._index.new_sequence())
         kept = [write for write in writes if write.entry is not None and not write.is_cancelled]
-        for run in runs(kept):
+        for run in runs(kept, 1):
             try:
                 entries = [write.entry for write in run if write.entry is not None]
                 run[0].segment.write_entries(run[0].slot, entries)

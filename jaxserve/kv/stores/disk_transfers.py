@@ -20,6 +20,10 @@ from jaxserve.kv.stores.disk_segment import (
 )
 
 
+_MIN_PIECE_BYTES = 256 << 10
+_MAX_PIECE_BYTES = 2 << 20
+
+
 @dataclass(slots=True)
 class Write:
     """A record on its way to a reserved slot."""
@@ -61,16 +65,25 @@ def align(writes: list[Write]) -> None:
             write.segment, write.slot = segment, slot
 
 
-def runs(items: Sequence[T]) -> Iterator[list[T]]:
-    """Group by consecutive slots of one segment, in the order of the slots."""
+def runs(items: Sequence[T], num_threads: int) -> Iterator[list[T]]:
+    """Group by consecutive slots of one segment, in the order of the slots.
+
+    Runs are cut so that every thread gets some of them, but not into pieces so small that the
+    call costs more than what it moves, nor so large that checksums wait for the disk.
+    """
     by_segment: dict[int, list[T]] = {}
+    num_bytes = 0
     for item in items:
         by_segment.setdefault(item.segment.id, []).append(item)
+        num_bytes += item.segment.slot_bytes
+    piece_bytes = min(max(num_bytes // num_threads, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
     for group in by_segment.values():
         group.sort(key=lambda item: item.slot)
+        most = max(1, piece_bytes // group[0].segment.slot_bytes)
         start = 0
         for _, count in runs_of([item.slot for item in group]):
-            yield group[start : start + count]
+            for first in range(start, start + count, most):
+                yield group[first : min(first + most, start + count)]
             start += count
 
 
