@@ -75,6 +75,8 @@ class Transfers:
             for spec in (_gather(group, size, array), _scatter(group, size, array))
         }
         self._programs: dict[str, Any] = {}
+        self.saved_bytes = 0
+        """Of blocks that were written into slots; changed by one thread of its own."""
         self._staged: dict[int, list[jax.Array]] = {}
         self._staged_lock = threading.Lock()
         self._saves: queue.SimpleQueue[tuple[int, list[PageSave], jax.Array] | None] = (
@@ -140,6 +142,17 @@ class Transfers:
         self._room.acquire()
         self._saves.put((group, saves, jax.device_put(rows, self._staging[group])))
 
+    def read(self, pool: "list[jax.Array]", group: int, pages: Sequence[int]) -> np.ndarray:
+        """Copy pages of a group, as all steps dispatched so far leave them; waits for these."""
+        parts = []
+        for start in range(0, len(pages), SIZES[-1]):
+            part = pages[start : start + SIZES[-1]]
+            ids = np.zeros(_size_for(len(part)), np.int32)
+            ids[: len(part)] = part
+            (rows,) = self._program(_name("save", group, len(ids)))(pool[group], ids)
+            parts.append(np.asarray(rows)[: len(part)])
+        return np.concatenate(parts)
+
     def stage(self, piece_id: int, slots: Sequence[int]) -> None:
         """Start to bring slots to the device as one piece."""
         self._stages.put((piece_id, tuple(slots)))
@@ -170,6 +183,7 @@ class Transfers:
             try:
                 for save, block in zip(saves, np.asarray(rows), strict=False):
                     np.copyto(self._host.block(save.slot, group), block)
+                    self.saved_bytes += block.nbytes
             except Exception:
                 logger.exception("%d blocks could not be saved to the host tier", len(saves))
                 is_ok = False

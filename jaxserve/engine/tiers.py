@@ -20,6 +20,7 @@ from jaxserve.kv.envelope import namespace_digest
 from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.host_pool import HostPool
 from jaxserve.kv.keys import KeyFolder, MasterKey
+from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.messages import Message
 from jaxserve.kv.policy.factory import make_policy
 from jaxserve.kv.stores.options import as_seconds
@@ -105,6 +106,7 @@ def build_tiers(
     index = HostIndex(host.num_slots, len(pool), make_policy(config.kv_host_policy, host.num_slots))
     inbox: deque[Message] = deque()
     wake = threading.Event()
+    labels = TenantLabels()
     workers: list[StoreWorker] = []
     try:
         for url in urls:
@@ -131,6 +133,7 @@ def build_tiers(
             wake.set,
             keys=keys,
             ttl_s=ttl_s,
+            labels=labels,
         )
     tiers = Tiers(
         index,
@@ -140,6 +143,7 @@ def build_tiers(
         saves_early=config.kv_offload == "eager" or (config.kv_offload == "auto" and bool(urls)),
         cascade=cascade,
         inbox=inbox,
+        labels=labels,
     )
     return LowerTiers(tiers, transfers, host, cascade, keys, wake)
 

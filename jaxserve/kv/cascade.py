@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
-from jaxserve.kv.envelope import NO_TENANT, Verdict, seal, sealed_bytes, unseal
+from jaxserve.kv.envelope import Verdict, seal, sealed_bytes, unseal
 from jaxserve.kv.keys import KeyFolder
+from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered
 from jaxserve.kv.stores.base import PutStatus, SealedRecord
 from jaxserve.kv.stores.tasks import Outcome
@@ -67,6 +68,7 @@ class StoreCascade:
         inbox, wake: where and how to report.
         keys: the tenants' keys; None: records are not encrypted.
         ttl_s: how long records may live; 0: for ever.
+        labels: whose blocks are whose.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class StoreCascade:
         *,
         keys: KeyFolder | None = None,
         ttl_s: float = 0.0,
+        labels: TenantLabels | None = None,
     ):
         self.workers = tuple(workers)
         self.verdicts: Counter[str] = Counter()
@@ -93,10 +96,10 @@ class StoreCascade:
         self._keys = keys
         self._ttl_s = ttl_s
         self._known: OrderedDict[BlockHash, int] = OrderedDict()  # bit i: the i-th store has it
-        self._tenants: OrderedDict[BlockHash, bytes] = OrderedDict()  # of salted blocks only
+        self._labels = labels or TenantLabels()
         self._usable = (1 << len(self.workers)) - 1
         self._lock = threading.Lock()  # of _Offer and _LookUp objects, and verdicts
-        self._offers: queue.SimpleQueue[_Offer | None] = queue.SimpleQueue()
+        self._offers: queue.SimpleQueue[_Offer | Callable[[], object] | None] = queue.SimpleQueue()
         self._sealer = threading.Thread(target=self._seal_loop, name="kv-seal", daemon=True)
         self._sealer.start()
 
@@ -109,16 +112,6 @@ class StoreCascade:
             if worker.estimate_probe_s(1) < math.inf:
                 usable |= 1 << index
         self._usable = usable
-
-    def label(self, names: Sequence[BlockHash], tenant: bytes) -> None:
-        """These blocks belong to a tenant; blocks without a label belong to none."""
-        if tenant == NO_TENANT:
-            return
-        for name in names:
-            self._tenants[name] = tenant
-            self._tenants.move_to_end(name)
-        while len(self._tenants) > MAX_KNOWN:
-            self._tenants.popitem(last=False)
 
     def _first(self, name: BlockHash) -> int:
         """Index of the first usable store that is known to have a block; -1: none."""
@@ -208,7 +201,7 @@ class StoreCascade:
     def fetch(self, piece_id: int, names: Sequence[BlockHash], slots: Sequence[int]) -> None:
         """Read blocks into reserved slots, checked; answers `Fetched`."""
         worker = self.workers[max(0, self._first(names[0]))]
-        tenants = [self._tenants.get(name, NO_TENANT) for name in names]
+        tenants = [self._labels.of(name) for name in names]
         is_ok = [False] * len(names)
         damaged: list[BlockHash] = []
 
@@ -261,23 +254,40 @@ class StoreCascade:
     def _seal_loop(self) -> None:
         is_open = True
         while is_open:
-            first = self._offers.get()
-            batch = [first]
+            batch = [self._offers.get()]
             while len(batch) < PUT_RECORDS and not self._offers.empty():
                 batch.append(self._offers.get())
-            is_open = None not in batch
-            offers = [offer for offer in batch if offer is not None]
-            try:
-                self._put([(offer, self._sealed(offer)) for offer in offers])
-            except StoreError as error:
-                logger.warning("%d blocks are not stored: %s", len(offers), error)
-            except Exception:
-                logger.exception("%d blocks are not stored", len(offers))
-            for offer in offers:
-                self._offer_part_done(offer)
+            offers: list[_Offer] = []
+            for entry in batch:
+                if isinstance(entry, _Offer):
+                    offers.append(entry)
+                    continue
+                self._write(offers)
+                offers = []
+                if entry is None:
+                    is_open = False
+                else:
+                    _attempt(entry)
+            self._write(offers)
+
+    def _write(self, offers: Sequence[_Offer]) -> None:
+        """Seal offers and hand them to the stores."""
+        try:
+            self._put([(offer, self._sealed(offer)) for offer in offers])
+        except StoreError as error:
+            logger.warning("%d blocks are not stored: %s", len(offers), error)
+        except Exception:
+            logger.exception("%d blocks are not stored", len(offers))
+        for offer in offers:
+            self._offer_part_done(offer)
+
+    def after_writes(self, action: Callable[[], object]) -> None:
+        """Run something short on the sealing thread once all that was offered is queued in the
+        stores' workers: what it submits to be done alone comes after those writes."""
+        self._offers.put(action)
 
     def _sealed(self, offer: _Offer) -> SealedRecord:
-        tenant = self._tenants.get(offer.name, NO_TENANT)
+        tenant = self._labels.of(offer.name)
         return seal(
             offer.name,
             self._namespace,
@@ -321,3 +331,10 @@ class StoreCascade:
         self._sealer.join(timeout_s)
         for worker in self.workers:
             worker.close(max(0.1, until_s - time.monotonic()))
+
+
+def _attempt(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception:
+        logger.exception("an operation on all stores failed")

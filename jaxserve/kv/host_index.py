@@ -13,7 +13,7 @@ from names that the policy has to pass over. No arrays, no jax, no threads: one 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.base import Policy
@@ -32,6 +32,8 @@ class HostIndex:
         assert policy.capacity == num_slots
         self.num_slots = num_slots
         self.num_evicted = 0
+        self.num_resident = [0] * num_groups
+        """Readable blocks of each group; slots that only wait for bytes do not count."""
         self._all_groups = (1 << num_groups) - 1
         self._policy = policy
         self._slots: dict[BlockHash, int] = {}
@@ -49,6 +51,18 @@ class HostIndex:
     def num_used(self) -> int:
         """Slots that have content or wait for it."""
         return self.num_slots - len(self._free)
+
+    @property
+    def num_pinned(self) -> int:
+        """Slots that are kept from eviction on somebody's word."""
+        return len(self._pins)
+
+    def _set_resident(self, slot: int, groups: int) -> None:
+        changed = self._resident[slot] ^ groups
+        for group in range(len(self.num_resident)):
+            if changed >> group & 1:
+                self.num_resident[group] += 1 if groups >> group & 1 else -1
+        self._resident[slot] = groups
 
     def has(self, name: BlockHash, group: int) -> bool:
         """Whether the group's bytes of a block can be read now."""
@@ -109,7 +123,7 @@ class HostIndex:
         if slot in self._doomed:
             self._settle(slot)
             return False
-        self._resident[slot] |= groups
+        self._set_resident(slot, self._resident[slot] | groups)
         return True
 
     def abort(self, slot: int, generation: int, groups: int) -> None:
@@ -140,6 +154,10 @@ class HostIndex:
         else:
             self._policy.miss(name)
 
+    def observe(self, names: Sequence[BlockHash]) -> None:
+        """Tell the policy which blocks a new request needs, head first."""
+        self._policy.observe(names)
+
     def claim(self, name: BlockHash) -> None:
         """A waiting sequence will need the block: admit it and keep it. Claims count."""
         self._claims[name] += 1
@@ -164,13 +182,21 @@ class HostIndex:
         if slot is None or slot in self._doomed:
             return False
         self._doomed.add(slot)
-        self._resident[slot] = 0
+        self._set_resident(slot, 0)
         self._settle(slot)
         return True
 
     def names(self) -> Iterator[BlockHash]:
         """The names of all resident blocks."""
         return (name for name, slot in self._slots.items() if self._resident[slot])
+
+    def all_names(self) -> Iterator[BlockHash]:
+        """The names of all blocks that are here or on their way in."""
+        return iter(self._slots)
+
+    def is_pinned(self, name: BlockHash) -> bool:
+        """Whether `pin` keeps the block."""
+        return name in self._pins
 
     def _settle(self, slot: int) -> None:
         """Free a forgotten slot that nobody uses any more."""
@@ -183,7 +209,7 @@ class HostIndex:
         self._policy.remove(name, evicted=evicted)
         del self._slots[name]
         self._names[slot] = None
-        self._resident[slot] = 0
+        self._set_resident(slot, 0)
         self._pins.discard(name)
         self._doomed.discard(slot)
         self._free.append(slot)
@@ -207,5 +233,10 @@ class HostIndex:
             doomed = slot in self._doomed
             assert resident or writing or doomed, f"slot {slot} is used for nothing"
             assert not doomed or writing or self._references[slot], f"slot {slot} should be free"
+        for group, num_resident in enumerate(self.num_resident):
+            counted = sum(bits >> group & 1 for bits in self._resident)
+            assert counted == num_resident, (
+                f"group {group}: {counted} resident blocks, {num_resident} counted"
+            )
         assert len(self._slots) == self.num_used, "names and used slots do not add up"
         assert all(count > 0 for count in self._claims.values()), "a claim count is not positive"

@@ -59,10 +59,23 @@ class HostPool:
         start = slot * self.slot_bytes
         return memoryview(self._memory)[start : start + self.slot_bytes]
 
+    @property
+    def block_bytes(self) -> tuple[int, ...]:
+        """Size of one block of each group."""
+        return tuple(self._sizes)
+
     def block(self, slot: int, group: int) -> np.ndarray:
         """One group's block in a slot: a writable view of its shape."""
-        start = slot * self.slot_bytes + self._offsets[group]
-        raw = self._bytes[start : start + self._sizes[group]]
+        return self._block(self._bytes, slot * self.slot_bytes, group)
+
+    def blocks_of(self, payload: memoryview) -> list[np.ndarray]:
+        """The blocks of all groups in a copy of a slot's bytes: views."""
+        raw = np.frombuffer(payload, np.uint8)
+        return [self._block(raw, 0, group) for group in range(len(self._shapes))]
+
+    def _block(self, memory: np.ndarray, start: int, group: int) -> np.ndarray:
+        start += self._offsets[group]
+        raw = memory[start : start + self._sizes[group]]
         return raw.view(self._dtype).reshape(self._shapes[group])
 
 

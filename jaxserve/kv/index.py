@@ -15,7 +15,7 @@ tiers live from that.
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from jaxserve.kv.blocks import BlockHash
@@ -74,6 +74,8 @@ class GroupIndex:
     def __init__(self, num_pages: int, group: int = 0):
         self.num_pages = num_pages
         self.group = group
+        self.num_evicted = 0
+        """Named blocks that lost their page to another."""
         self.listener: Listener | None = None
         self._references = [0] * num_pages
         self._pins = [0] * num_pages
@@ -101,6 +103,10 @@ class GroupIndex:
     def num_blocks(self) -> int:
         """Blocks that a lookup can find."""
         return len(self._pages)
+
+    def names(self) -> Iterator[BlockHash]:
+        """The names of all resident blocks."""
+        return iter(self._pages)
 
     def lookup(self, block_hash: BlockHash) -> Lookup:
         """Where the block is. Takes no reference and does not count as a use."""
@@ -133,6 +139,7 @@ class GroupIndex:
             assert self._evictable, "no page is available; the caller checks num_available"
             page, _ = self._evictable.popitem(last=False)
             block_hash = self._unname(page)
+            self.num_evicted += 1
             if self.listener is not None:
                 self.listener.evicted(self.group, page, block_hash)
         self._references[page] = 1

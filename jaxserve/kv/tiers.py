@@ -20,6 +20,7 @@ from typing import Protocol
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.host_index import HostIndex
+from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.loads import Piece, PieceState
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered, Saved, Staged
 from jaxserve.kv.transfer_plan import PageSave
@@ -51,10 +52,6 @@ class Cascade(Protocol):
 
     def refresh(self) -> None:
         """Leave out stores that take no loads now."""
-        ...
-
-    def label(self, names: Sequence[BlockHash], tenant: bytes) -> None:
-        """These blocks belong to a tenant."""
         ...
 
     def look_up(self, ticket: int, names: Sequence[BlockHash]) -> bool:
@@ -101,7 +98,6 @@ class TierCounters:
     saved: int = 0
     saves_dropped: int = 0
     save_failures: int = 0
-    saved_bytes: int = 0
     staged_bytes: int = 0
     stage_s: float = 0.0
     loaded: dict[str, int] = field(default_factory=dict)
@@ -119,6 +115,7 @@ class Tiers:
         saves_early: save each block once it has a name, not only when it loses its page.
         cascade: the stores; None: none.
         inbox: where mover and stores report, if it was made before.
+        labels: whose blocks are whose, if the cascade reads them, too.
     """
 
     def __init__(
@@ -131,8 +128,10 @@ class Tiers:
         saves_early: bool,
         cascade: Cascade | None = None,
         inbox: deque[Message] | None = None,
+        labels: TenantLabels | None = None,
     ):
         self.host = host
+        self.labels = labels or TenantLabels()
         self.slot_bytes = slot_bytes
         self.counters = TierCounters()
         self.inbox: deque[Message] = deque() if inbox is None else inbox
@@ -206,9 +205,8 @@ class Tiers:
         return self._cascade is not None
 
     def label(self, names: Sequence[BlockHash], tenant: bytes) -> None:
-        """These blocks belong to a tenant; stores keep tenants apart."""
-        if self._cascade is not None:
-            self._cascade.label(names, tenant)
+        """These blocks belong to a tenant; stores keep tenants apart, and tenants can be erased."""
+        self.labels.label(names, tenant)
 
     def look_up(self, names: Sequence[BlockHash]) -> int | None:
         """Ask the stores for blocks that the host has not; a ticket, if there is any to ask for."""
@@ -244,6 +242,10 @@ class Tiers:
         for name in private:
             self._private.discard(name)
             self.host.forget(name)
+
+    def is_private(self, name: BlockHash) -> bool:
+        """Whether a name is no hash, but a preempted sequence's own."""
+        return name in self._private
 
     # --- to the device ---
 

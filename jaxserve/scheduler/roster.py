@@ -43,7 +43,7 @@ class Roster:
         )
         self.slots = Slots(num_slots)
         self.pager = Pager(index, enable_prefix_caching)
-        if tiers is not None and tiers.has_stores:
+        if tiers is not None:
             self.pager.label = tiers.label
         self.waiting = WaitingQueue()
         self.prefilling: dict[Sequence, None] = {}
