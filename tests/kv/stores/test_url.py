@@ -27,6 +27,7 @@ from tests.kv.stores.records import payload, read, record
         ("memory://?ttl=soon", "7d"),
         ("memory://?policy=best", "lru, arc"),
         ("memory://?load_threads=0", "from 1 to 64"),
+        ("ocdbt+s3://bucket/path", "keeps what is deleted"),
         ("s3:///path", "s3://bucket/path"),
         ("objects+file://", "objects+file:///folder"),
         ("valkey://", "host:port"),
