@@ -7,7 +7,7 @@ An offer of a key in B1 says that T1 was too small, one in B2 that T2 was; the b
 Invariants: T1+T2 <= c, T1+B1 <= c, all four <= 2c, no key is in two of them.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.queues import Keys, MayLeave, first_that_may_leave, trim
@@ -58,6 +58,9 @@ class ARC:
             self._often.move_to_end(key)
 
     def miss(self, key: BlockHash) -> None:
+        pass
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
         pass
 
     def victim(self, may_leave: MayLeave) -> BlockHash | None:

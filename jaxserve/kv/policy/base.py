@@ -6,10 +6,10 @@ names, and reports each change. All sizes are in blocks, which are equal within 
 
 Blocks of a sequence are inserted and touched suffix first, so that a policy that goes by recency
 evicts a suffix before the head it needs. Knows nothing of time, bytes, tiers or jax. Every
-operation is O(1), amortised; memory is O(capacity).
+operation is O(1) per key, amortised; memory is O(capacity).
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from jaxserve.kv.blocks import BlockHash
@@ -35,6 +35,14 @@ class Policy(Protocol):
 
     def miss(self, key: BlockHash) -> None:
         """A key that is not resident was looked for."""
+        ...
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
+        """A request needs these blocks, head first, whatever tier they are in or come from.
+
+        Told once per request, before it touches or offers any; a policy may learn from it which
+        prefixes would have been hits. Optional for the tier: what learns does with less.
+        """
         ...
 
     def victim(self, may_leave: Callable[[BlockHash], bool]) -> BlockHash | None:

@@ -5,7 +5,7 @@ a tier that could hold a block until its second use loses by it.
 """
 
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.base import Policy
@@ -42,6 +42,9 @@ class ReuseGate:
 
     def miss(self, key: BlockHash) -> None:
         self._policy.miss(key)
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
+        self._policy.observe(keys)
 
     def victim(self, may_leave: MayLeave) -> BlockHash | None:
         return self._policy.victim(may_leave)

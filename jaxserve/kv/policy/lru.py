@@ -3,7 +3,7 @@
 One one-shot prompt as large as the tier pushes everything else out.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.queues import Keys, MayLeave, first_that_may_leave
@@ -30,6 +30,9 @@ class LRU:
         self._keys.move_to_end(key)
 
     def miss(self, key: BlockHash) -> None:
+        pass
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
         pass
 
     def victim(self, may_leave: MayLeave) -> BlockHash | None:

@@ -6,7 +6,7 @@ A key at the end of the main queue goes around again as often as it was used, at
 """
 
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.queues import Keys, MayLeave, trim
@@ -44,6 +44,9 @@ class S3FIFO:
         queue[key] = min(MOST_USES, queue[key] + 1)
 
     def miss(self, key: BlockHash) -> None:
+        pass
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
         pass
 
     def victim(self, may_leave: MayLeave) -> BlockHash | None:

@@ -6,7 +6,7 @@ of the main part, which is a segmented LRU (probation, then protected). Counts c
 that halves itself, so that old fame fades.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.queues import Keys, MayLeave, first_that_may_leave
@@ -54,6 +54,9 @@ class TinyLFU:
                 self._probation[self._protected.popitem(last=False)[0]] = None
 
     def miss(self, key: BlockHash) -> None:
+        pass
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
         pass
 
     def victim(self, may_leave: MayLeave) -> BlockHash | None:
