@@ -283,7 +283,7 @@ class Dispatcher:
         if task.operation is Operation.ALONE:
             return []
         breaker = self.breakers[lane.name]
-        is_put = task.operation is Operation.PUT
+        is_put = task.operation is Operation.PUT and bool(task.values)
         nothing_stored = is_put and all(status is PutStatus.FAILED for status in task.values)
         if reason is Reason.OK and not nothing_stored:
             breaker.succeed(is_trial=task.is_trial)

@@ -155,6 +155,11 @@ class Ledger:
             self._pinned.add(key)
         if info.expires_s:
             heapq.heappush(self._expiries, (info.expires_s, key))
+            if len(self._expiries) > 2 * len(self._records) + 64:  # most are of what has left
+                self._expiries = [
+                    (one.expires_s, other) for other, one in self._records.items() if one.expires_s
+                ]
+                heapq.heapify(self._expiries)
 
     def remove(self, key: BlockHash, *, evicted: bool = False) -> RecordInfo | None:
         """A record is there no more; None if it was not on the books. A pin of it is forgotten."""

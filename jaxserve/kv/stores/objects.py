@@ -158,9 +158,12 @@ class ObjectStore:
                 self._wait(write, until_s)
             except StoreError as raised:
                 error = raised
-                # It may have arrived all the same: then the next listing finds it.
                 with self._lock:
-                    self._ledger.cancel(grant)
+                    if isinstance(raised.__cause__, TimeoutError):
+                        # It may arrive yet: on the books, for the bound, until it is missed.
+                        self._ledger.commit(grant)
+                    else:
+                        self._ledger.cancel(grant)
                 continue
             with self._lock:
                 self._ledger.commit(grant)

@@ -155,11 +155,12 @@ def parse_address(url: str, clock: Callable[[], float] = time.time) -> StoreAddr
             f"?max_bytes=100GiB or one of {', '.join(schemes())}"
         )
     innermost = scheme.removeprefix("fault+")
-    if innermost.startswith("ocdbt+"):
+    inside = innermost.removeprefix("ocdbt+")
+    if inside != innermost:
         raise ConfigError(
             f"KV store scheme {innermost!r:.60} is refused: OCDBT keeps what is deleted, so "
-            f"neither a bound nor an erasure would hold. Use {innermost.removeprefix('ocdbt+')!r:.60}: "
-            f"file:// packs blocks, s3:// and gs:// keep one object for each"
+            f"neither a bound nor an erasure would hold. Use {inside!r:.60}: file:// packs blocks, "
+            f"s3:// and gs:// keep one object for each"
         )
     if innermost not in schemes():
         raise ConfigError(

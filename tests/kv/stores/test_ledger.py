@@ -104,3 +104,15 @@ def test_a_record_is_written_by_one_at_a_time():
     assert ledger.find(key_of(1)) is None, "it is not there before it is written"
     ledger.commit(grant)
     assert ledger.find(key_of(1)) == grant.info
+
+
+def test_the_list_of_expiries_does_not_grow_with_what_has_left():
+    clock = FakeClock()
+    ledger = Ledger(20_000, "lru", clock)
+    for index in range(10_000):
+        grant = ledger.admit(info_of(index, 1000, clock, ttl_s=1e6 + index))
+        assert isinstance(grant, Grant)
+        ledger.commit(grant)
+    assert len(ledger._expiries) < 200
+    clock.now_s += 2e6
+    assert len(ledger.expired()) == 15 and len(ledger) == 0

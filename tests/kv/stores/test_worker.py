@@ -103,6 +103,14 @@ def test_records_go_in_and_come_out(desk: Desk):
     assert is_untouched(desk.buffers[5])
 
 
+def test_calls_of_nothing_are_answered_and_blamed_on_nobody(desk: Desk):
+    for _ in range(5):
+        for submit in (desk.put, desk.get, desk.probe):
+            submit()
+            assert desk.next() == Outcome([], Reason.OK, 0.0)
+    assert desk.put(0) is not None and desk.next().values == [PutStatus.STORED]
+
+
 def test_a_hung_get_is_over_at_its_deadline_and_never_writes_afterwards(desk: Desk):
     desk.fill(0)
     desk.store.plan = HANGS
