@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from jaxserve.errors import ConfigError
+from jaxserve.kv.policy.adaptive import Adaptive
 from jaxserve.kv.policy.arc import ARC
 from jaxserve.kv.policy.base import Policy
 from jaxserve.kv.policy.gate import ReuseGate
@@ -18,6 +19,7 @@ from jaxserve.kv.policy.s3fifo import S3FIFO
 from jaxserve.kv.policy.tinylfu import TinyLFU
 
 POLICIES: dict[str, Callable[..., Policy]] = {
+    "auto": Adaptive,
     "lru": LRU,
     "arc": ARC,
     "s3fifo": S3FIFO,
@@ -25,7 +27,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 }
 """Constructors; what they take beyond `capacity` are the policy's parameters."""
 
-DEFAULT = "lru"
+DEFAULT = "auto"
 
 
 def make_policy(spec: str, capacity: int) -> Policy:

@@ -170,7 +170,7 @@ def test_arc_moves_its_border_towards_recency_and_back():
         ("s3fifo?small=nan", "between 0 and 1"),
         ("s3fifo?small", "name=value"),
         ("s3fifo?small=0.2&small=0.1", "twice"),
-        ("", "expected one of lru"),
+        ("", "expected one of auto"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_what_is_valid(spec: str, told: str):

@@ -1,0 +1,172 @@
+"""Shadow tiers: several balances tried on a sample of the traffic; names only, no blocks.
+
+A key belongs to the sample if the last bits of its hash are zero, so the sample is a scaled-down
+image of the traffic (Waldspurger et al., FAST 2015), and a shadow that holds capacity / 2**bits of
+its keys behaves as a tier of full size would. The score of a shadow is the number of its hits in
+leading blocks, of which old ones count less and less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.policy.use_classes import (
+    NUM_CLASSES,
+    UseClasses,
+    UseMemory,
+    num_remembered,
+    typical_uses,
+)
+
+MIN_KEYS = 512
+"""A shadow holds at least so many keys, if the tier does."""
+
+HALF_LIFE = 16
+"""A hit counts half once so many times the shadow's capacity have been referred to since."""
+
+CHOOSE_EVERY = 512
+"""References of the sample between two choices of a leader."""
+
+OPEN_SHARE = 1 / 64
+"""How much of the time a trickle lets keys in."""
+
+TRICKLE_LEAD = 1.5
+"""How many times the best other score a trickle must have to lead. What a trickle keeps depends
+on when it was last open, so its shadow's luck says less about the tier than that of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What counts how much when a key has to leave.
+
+    Attributes:
+        power: of the number of uses by which ages are divided.
+        once: how long keys used once may stay, compared to what `power` gives them.
+        trickle: a full tier lets hardly anything in, which keeps part of a loop that is larger
+            than the tier.
+    """
+
+    power: float
+    once: float = 1.0
+    trickle: bool = False
+
+    def weights(self) -> list[float]:
+        """Per class of uses, what its keys' ages are multiplied by."""
+        weights = [typical_uses(index) ** -self.power for index in range(NUM_CLASSES)]
+        return [weights[0] / self.once, *weights[1:]]
+
+
+BALANCES = (
+    Balance(0.5),  # leads until there is a difference
+    Balance(0.0),
+    Balance(0.0, once=0.3),
+    Balance(0.0, once=0.03),
+    Balance(1.0),
+    Balance(1.0, once=0.1),
+    Balance(2.0),
+    Balance(4.0),
+    Balance(8.0),
+    Balance(0.0, trickle=True),
+)
+
+
+class Shadows:
+    """One shadow per balance, and which of them leads.
+
+    Args:
+        capacity: of the tier that they are shadows of.
+    """
+
+    def __init__(self, capacity: int):
+        bits = max(0, (capacity // MIN_KEYS).bit_length() - 1)
+        num_keys = max(1, capacity >> bits)
+        self._mask = (1 << bits) - 1
+        self._capacity = capacity
+        self._memory = UseMemory(max(num_keys, num_remembered(capacity) >> bits))
+        self._shadows = [_Shadow(balance, num_keys) for balance in BALANCES]
+        self._leader = self._shadows[0]
+        self._decay = 0.5 ** (CHOOSE_EVERY / (HALF_LIFE * num_keys))
+        self._now = 0
+        self._num_until_choice = CHOOSE_EVERY
+
+    @property
+    def leader(self) -> Balance:
+        """The balance with the most hits lately."""
+        return self._leader.balance
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """Those of the leader."""
+        return self._leader.weights
+
+    def observe(self, keys: Sequence[BlockHash]) -> None:
+        """A request needs these blocks, head first."""
+        self._now += len(keys)
+        mask = self._mask
+        sample = [key for key in keys if not int.from_bytes(key[:4], "little") & mask]
+        if not sample:
+            return
+        num_uses = [min(self._memory.get(key) + 1, 255) for key in sample]
+        for key, count in zip(sample, num_uses, strict=True):
+            self._memory.put(key, count)
+        is_shut = is_trickle_shut(self._now, self._capacity)
+        for shadow in self._shadows:
+            shadow.serve(sample, num_uses, self._now, is_shut)
+        self._num_until_choice -= len(sample)
+        while self._num_until_choice <= 0:
+            self._num_until_choice += CHOOSE_EVERY
+            self._choose()
+
+    def check_integrity(self) -> None:
+        for shadow in self._shadows:
+            shadow.check_integrity()
+
+    def _choose(self) -> None:
+        for shadow in self._shadows:
+            shadow.score *= self._decay
+        steady = [shadow for shadow in self._shadows if not shadow.balance.trickle]
+        best = max(steady, key=lambda shadow: shadow.score)
+        for shadow in self._shadows:
+            if shadow.balance.trickle and shadow.score >= TRICKLE_LEAD * best.score:
+                best = shadow
+        self._leader = best
+
+
+class _Shadow:
+    """One balance and the keys that a tier would hold by it."""
+
+    def __init__(self, balance: Balance, capacity: int):
+        self.balance = balance
+        self.weights = balance.weights()
+        self.score = 0.0
+        self._capacity = capacity
+        self._keys = UseClasses()
+
+    def serve(
+        self, request: Sequence[BlockHash], num_uses: Sequence[int], now: int, is_shut: bool
+    ) -> None:
+        """Count the leading hits, then take the blocks in, suffix first."""
+        keys = self._keys
+        for key in request:
+            if key not in keys:
+                break
+            self.score += 1
+        for index in range(len(request) - 1, -1, -1):
+            key = request[index]
+            if key in keys:
+                keys.use(key, now)
+            elif len(keys) < self._capacity:
+                keys.put(key, num_uses[index], now)
+            elif not (self.balance.trickle and is_shut):
+                victim = keys.first(self.weights, now)
+                assert victim is not None
+                keys.pop(victim)
+                keys.put(key, num_uses[index], now)
+
+    def check_integrity(self) -> None:
+        assert len(self._keys) <= self._capacity
+
+
+def is_trickle_shut(now: int, capacity: int) -> bool:
+    """Whether a trickle lets nothing in at this time; it opens for a moment, again and again."""
+    return now % capacity >= max(1, int(capacity * OPEN_SHARE))
