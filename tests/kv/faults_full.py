@@ -7,6 +7,7 @@ Prints a JSON line for each; stops at the first thing that is wrong.
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     seed = args.seed
+    logging.disable()  # the store warns of damage
     report("every mutation of a record is found", lambda: run_mutations(seed, args.mutations))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)

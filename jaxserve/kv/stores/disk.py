@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jaxserve.errors import StoreError
@@ -31,7 +31,7 @@ from jaxserve.kv.stores.base import (
 from jaxserve.kv.stores.disk_folder import lock_folder
 from jaxserve.kv.stores.disk_index import DiskIndex, Place
 from jaxserve.kv.stores.disk_io import IOThreads
-from jaxserve.kv.stores.disk_options import DiskOptions, parse_disk_url
+from jaxserve.kv.stores.disk_options import DiskOptions, DiskStats, parse_disk_url
 from jaxserve.kv.stores.disk_segment import Segment, runs_of, split_bytes
 from jaxserve.kv.stores.disk_transfers import Read, Write, align, read_task, runs, write_task
 
@@ -40,24 +40,8 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MAX_RECORD_BYTES = 2**32 - 1
 _SWEEP_S = 60.0
+_WARN_S = 60.0
 _SCANNED_AT_ONCE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class DiskStats:
-    """Counters since the store was opened, and its size now.
-
-    Attributes:
-        num_evicted: records that left to make room.
-        num_corrupt: records that were not as they had been written; they are gone.
-        num_io_errors: reads and writes that the disk refused.
-        physical_bytes: of the folder, an upper bound.
-    """
-
-    num_evicted: int
-    num_corrupt: int
-    num_io_errors: int
-    physical_bytes: int
 
 
 class DiskStore:
@@ -87,6 +71,7 @@ class DiskStore:
         self._writing: dict[BlockHash, Write] = {}
         self._num_corrupt = 0
         self._num_io_errors = 0
+        self._warn_at_s = time.monotonic()
         self._folder = Path(folder)
         self._folder_descriptor = lock_folder(self._folder)
         try:
@@ -289,11 +274,7 @@ class DiskStore:
         is_corrupt = read.error is None
         self._num_corrupt += is_corrupt
         self._num_io_errors += not is_corrupt
-        _LOG.warning(
-            "a record of the KV store %s is lost: %s",
-            self._folder,
-            "it is not as it was written" if is_corrupt else read.error,
-        )
+        self._warn("a record is lost", read.error or "it is not as it was written")
         self._index.remove(read.key, evicted=False)
         is_usable = is_corrupt and not self.is_read_only
         try:
@@ -495,7 +476,13 @@ class DiskStore:
 
     def _note_error(self, what: str, error: OSError) -> None:
         self._num_io_errors += 1
-        _LOG.warning("the KV store %s could not %s: %s", self._folder, what, error)
+        self._warn(f"could not {what}", error)
+
+    def _warn(self, what: str, why: object) -> None:
+        """Once a minute: a bad disk has much to say, and the counters say how much."""
+        if time.monotonic() >= self._warn_at_s:
+            self._warn_at_s = time.monotonic() + _WARN_S
+            _LOG.warning("the KV store %s: %s: %s", self._folder, what, why)
 
     def _store_error(self, what: str, error: OSError) -> StoreError:
         return StoreError(f"The KV store {self._folder} could not {what}: {error.strerror}.")

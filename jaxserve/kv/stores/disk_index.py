@@ -12,7 +12,7 @@ first is given up. Not thread-safe: the store holds its lock.
 import errno
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ _FOLDER_BYTES = 16 << 10
 _FOLDER_BYTES_PER_FILE = 128
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _GROW_AGAIN_S = 30.0
+_SLOT_MASK = 0xFFFFFFFF
 
 
 class Place(NamedTuple):
@@ -106,7 +107,7 @@ class DiskIndex:
         location = self._where.get(key)
         if location is None:
             return None
-        segment, slot = self._segments[location >> 32], location & 0xFFFFFFFF
+        segment, slot = self._segments[location >> 32], location & _SLOT_MASK
         return Place(segment, slot, int(segment.sequence[slot]))
 
     def touch(self, key: BlockHash) -> None:
@@ -351,13 +352,12 @@ class DiskIndex:
         self._min_slot_bytes = slot_bytes
         capacity = max(1, self._options.max_bytes // (slot_bytes + ENTRY_BYTES))
         self._policy = make_policy(self._options.policy, capacity)
-        for _, key in sorted(self._in_order()):
+        sequences = {s.id: s.sequence.tolist() for s in self._segments.values()}
+        in_order = sorted(
+            self._where.items(), key=lambda item: sequences[item[1] >> 32][item[1] & _SLOT_MASK]
+        )
+        for key, _ in in_order:
             self._policy.insert(key)
-
-    def _in_order(self) -> Iterator[tuple[int, BlockHash]]:
-        for segment in self._segments.values():
-            for slot in np.nonzero(segment.sequence)[0]:
-                yield int(segment.sequence[slot]), segment.keys[slot].tobytes()
 
     def _load(self, writable: bool) -> None:
         strangers = []
@@ -382,7 +382,7 @@ class DiskIndex:
 
     def _load_segment(self, path: Path, writable: bool) -> None:
         try:
-            segment, entries = Segment.load(path, self._direct, writable)
+            segment, pinned = Segment.load(path, self._direct, writable, self._number_of)
         except ValueError as error:
             _LOG.warning("the KV store's file %s is of no use: %s", path, error)
             if writable:
@@ -390,26 +390,36 @@ class DiskIndex:
             return
         self._segments[segment.id] = segment
         self._used_bytes += segment.num_bytes_of_file + _FOLDER_BYTES_PER_FILE
-        for slot, entry in enumerate(entries):
-            older = self.find(entry.info.block_hash) if entry is not None else None
-            if entry is None or (older is not None and older.sequence > entry.sequence):
-                segment.free.append(slot)
-                continue
-            if older is not None:
-                self._forget_row(entry.info.block_hash, older)
-            self._set_row(segment, slot, entry)
-            self._next_sequence = max(self._next_sequence, entry.sequence + 1)
+        slots = np.nonzero(segment.sequence)[0]
+        keys, sequences = segment.keys[slots].tobytes(), segment.sequence[slots].tolist()
+        for index, slot in enumerate(slots.tolist()):
+            key = keys[32 * index : 32 * index + 32]
+            if (other := self.find(key)) is not None:
+                mine = Place(segment, slot, sequences[index])
+                older = min(mine, other, key=lambda place: place.sequence)
+                self._forget_row(older)
+                if older is mine:
+                    continue
+            self._where[key] = segment.id << 32 | slot
+        for slot in pinned:
+            if segment.sequence[slot]:
+                self.pinned.add(segment.keys[slot].tobytes())
+                segment.num_pinned += 1
+        self.may_expire |= bool(segment.expires[slots].any())
+        self._next_sequence = max(self._next_sequence, 1 + max(sequences, default=0))
 
-    def _forget_row(self, key: BlockHash, place: Place) -> None:
+    def _forget_row(self, place: Place) -> None:
         """While loading, before the policy knows any key."""
         segment, slot, _ = place
+        key = segment.keys[slot].tobytes()
         segment.sequence[slot] = segment.num_bytes[slot] = 0
         segment.num_live -= 1
         if key in self.pinned:
             self.pinned.discard(key)
             segment.num_pinned -= 1
         segment.free.append(slot)
-        del self._where[key]
+        if self._where.get(key) == segment.id << 32 | slot:
+            del self._where[key]
 
     def _shrink(self) -> None:
         """Fit into a budget that has become smaller since: oldest first, pinned last."""
@@ -420,5 +430,5 @@ class DiskIndex:
             if self._used_bytes <= self._options.max_bytes:
                 return
             for slot in np.nonzero(segment.sequence)[0]:
-                self._forget_row(segment.keys[slot].tobytes(), Place(segment, int(slot), 0))
+                self._forget_row(Place(segment, int(slot), 0))
             self.drop_segment(segment)

@@ -1,4 +1,4 @@
-"""What can be chosen of a disk store, its defaults, and how a URL says it."""
+"""What can be chosen of a disk store, how a URL says it, and what the store counts."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,6 +61,23 @@ class DiskURL:
 
     folder: Path
     options: DiskOptions
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStats:
+    """Counters since the store was opened, and its size now.
+
+    Attributes:
+        num_evicted: records that left to make room.
+        num_corrupt: records that were not as they had been written; they are gone.
+        num_io_errors: reads and writes that the disk refused.
+        physical_bytes: of the folder, an upper bound.
+    """
+
+    num_evicted: int
+    num_corrupt: int
+    num_io_errors: int
+    physical_bytes: int
 
 
 def parse_disk_url(url: str) -> DiskURL:

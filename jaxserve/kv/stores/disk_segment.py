@@ -17,7 +17,7 @@ import itertools
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,23 @@ _HEADER = struct.Struct("<8sIIQQ")
 _ENTRY = struct.Struct("<QQQIHH32s16s16sdd160s")
 _HEAD_BYTES = 160
 _PINNED = 1
-assert _ENTRY.size == ENTRY_BYTES
+_TABLE = np.dtype(
+    [
+        ("checksum", "<u8"),
+        ("record_checksum", "<u8"),
+        ("sequence", "<u8"),
+        ("num_bytes", "<u4"),
+        ("flags", "<u2"),
+        ("head_bytes", "<u2"),
+        ("keys", "u1", 32),
+        ("namespace", "V16"),
+        ("tenant", "V16"),
+        ("created", "<f8"),
+        ("expires", "<f8"),
+        ("head", "V160"),
+    ]
+)
+assert _ENTRY.size == _TABLE.itemsize == ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +225,19 @@ class Segment:
         return self
 
     @classmethod
-    def load(cls, path: Path, direct: bool, writable: bool) -> "tuple[Segment, list[Entry | None]]":
-        """Open a file, and say what each slot holds.
+    def load(
+        cls, path: Path, direct: bool, writable: bool, number_of: Callable[[bytes], int]
+    ) -> "tuple[Segment, list[int]]":
+        """Open a file with everything that is in it.
+
+        Args:
+            path: of the file.
+            direct: whether to use direct I/O.
+            writable: whether to open it for writing.
+            number_of: numbers for the names of tenants and namespaces.
+
+        Returns:
+            The segment, and which of its slots hold pinned records.
 
         Raises:
             ValueError: the file is not a whole segment of this version.
@@ -222,20 +249,30 @@ class Segment:
             num_bytes, actual = file_bytes(slot_bytes, num_slots), os.fstat(descriptor).st_size
             if f"{segment_id:08x}{SUFFIX}" != path.name or actual != num_bytes:
                 raise ValueError(f"it has {actual} bytes; its header says {num_bytes}")
-            table = _read_all(descriptor, num_slots * ENTRY_BYTES, HEADER_BYTES)
+            data = _read_all(descriptor, num_slots * ENTRY_BYTES, HEADER_BYTES)
         finally:
             os.close(descriptor)
         self = cls(path, segment_id, slot_bytes, num_slots)
-        entries: list[Entry | None] = [None] * num_slots
-        view = memoryview(table)
-        used = np.frombuffer(table, np.uint8).reshape(num_slots, ENTRY_BYTES)[:, :8].any(axis=1)
-        for slot in np.nonzero(used)[0].tolist():
-            start = slot * ENTRY_BYTES
-            entry = Entry.unpack(bytes(view[start : start + ENTRY_BYTES]), segment_id, slot)
-            if entry is not None and split_bytes(entry.info.num_bytes)[1] == slot_bytes:
-                entries[slot] = entry
+        table, view = np.frombuffer(data, _TABLE), memoryview(data)
+        is_valid = np.zeros(num_slots, bool)
+        used = np.nonzero((table["checksum"] != 0) & (table["sequence"] != 0))[0].tolist()
+        checksums = table["checksum"].tolist()
+        for slot in used:
+            packed = view[slot * ENTRY_BYTES : (slot + 1) * ENTRY_BYTES]
+            is_valid[slot] = checksums[slot] == _entry_checksum(packed, segment_id, slot)
+        for num_bytes in np.unique(table["num_bytes"][is_valid]).tolist():
+            if split_bytes(num_bytes)[1] != slot_bytes:
+                is_valid &= table["num_bytes"] != num_bytes
+        for column in ("keys", "sequence", "created", "expires", "num_bytes"):
+            getattr(self, column)[is_valid] = table[column][is_valid]
+        for column in ("tenant", "namespace"):
+            names, index = np.unique(table[column][is_valid], return_inverse=True)
+            numbers = np.array([number_of(name.tobytes()) for name in names], np.uint32)
+            getattr(self, column)[is_valid] = numbers[index] if len(names) else 0
+        self.num_live = int(is_valid.sum())
+        self.free.extend(np.nonzero(~is_valid)[0].tolist())
         self._open(direct, writable)
-        return self, entries
+        return self, np.nonzero(is_valid & (table["flags"] & _PINNED != 0))[0].tolist()
 
     def read(self, first: int, views: Sequence[memoryview]) -> list[Entry | None]:
         """Read consecutive slots; any thread.
@@ -324,7 +361,7 @@ class Segment:
             packed, at = packed[written:], at + written
 
 
-def _entry_checksum(packed: bytes, segment_id: int, slot: int) -> int:
+def _entry_checksum(packed: bytes | memoryview, segment_id: int, slot: int) -> int:
     return xxh3_64_intdigest(packed[8:], seed=segment_id << 32 | slot) or 1
 
 

@@ -19,7 +19,6 @@ from jaxserve.kv.stores.disk_segment import (
     split_parts,
 )
 
-
 _MIN_PIECE_BYTES = 256 << 10
 _MAX_PIECE_BYTES = 2 << 20
 

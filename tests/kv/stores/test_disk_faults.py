@@ -16,6 +16,7 @@ from jaxserve.errors import StoreError
 from jaxserve.kv.stores.base import PutStatus
 from jaxserve.kv.stores.disk import DiskStore
 from jaxserve.kv.stores.disk_options import DiskOptions
+from jaxserve.kv.stores.disk_segment import Segment
 from tests.kv.stores.disk_mutations import run_disk_mutations
 from tests.kv.stores.disk_records import NOW_S, TENANTS, bytes_on_disk, key_of, read, record, there
 from tests.kv.stores.power_cut import PowerCut
@@ -311,6 +312,25 @@ def test_leftovers_and_useless_files_are_removed_at_opening(tmp_path):
     assert kept and read(store, sorted(kept)) == kept
     store.check_integrity()
     store.close()
+
+
+def test_of_two_records_of_one_block_the_later_is_kept(tmp_path, monkeypatch):
+    """A power cut can undo a removal and keep what was written after it."""
+    store = open_store(tmp_path / "kv")
+    put(store, [1, 2], created_s=NOW_S - 1)
+    store.pin([key_of(1)], True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, "clear_entries", lambda *args: None)
+        patch.setattr(Segment, "wipe", lambda *args: None)
+        store.delete([key_of(1), key_of(2)])
+    put(store, [1, 2, 3])
+    store.close()
+    for _ in range(2):
+        store = open_store(tmp_path / "kv")
+        assert {info.created_s for info in store.scan()} == {NOW_S}
+        assert store.usage().num_records == 3 and read(store, [1, 2, 3]) == {1, 2, 3}
+        store.check_integrity()
+        store.close()
 
 
 def test_a_folder_that_cannot_be_made_or_read_is_an_error_of_the_store(tmp_path, monkeypatch):
