@@ -13,6 +13,7 @@ Knows nothing of arrays, jax, or requests.
 """
 
 import itertools
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +24,16 @@ from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.loads import Piece, PieceState
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered, Saved, Staged
+from jaxserve.kv.stores.costs import CostPrior, OperationCosts
 from jaxserve.kv.transfer_plan import PageSave
 
 DEVICE, HOST = "device", "host"
 MAX_SAVES = 64
 """Blocks that one step saves ahead of need; blocks that lose their page come on top."""
 
-STAGE_LATENCY_S = 1e-3
+STAGE_PRIOR = CostPrior(latency_s=5e-4, units_per_s=4e9)
+STAGE_STALE_S = 5.0
+"""Staging that was slow once is tried again after about this time."""
 
 PIECE_BLOCKS = 64
 """Most blocks that move together from host slots to the device."""
@@ -115,6 +119,7 @@ class Tiers:
         saves_early: save each block once it has a name, not only when it loses its page.
         cascade: the stores; None: none.
         inbox: where mover and stores report, if it was made before.
+        clock: seconds, never going back.
         labels: whose blocks are whose, if the cascade reads them, too.
     """
 
@@ -129,6 +134,7 @@ class Tiers:
         cascade: Cascade | None = None,
         inbox: deque[Message] | None = None,
         labels: TenantLabels | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.host = host
         self.labels = labels or TenantLabels()
@@ -138,6 +144,7 @@ class Tiers:
         self._mover = mover
         self._cascade = cascade
         self._saves_early = saves_early
+        self._stage_costs = OperationCosts(STAGE_PRIOR, clock, stale_s=STAGE_STALE_S)
         self._all_groups = (1 << num_groups) - 1
         self._piece_ids = itertools.count()
         self._pieces: dict[int, Piece] = {}
@@ -331,11 +338,10 @@ class Tiers:
 
     def estimate_stage_s(self, num_blocks: int) -> float:
         """Seconds from host slots to the device, for so many blocks."""
-        counters = self.counters
-        if not counters.staged_bytes:
-            return STAGE_LATENCY_S
-        s_per_byte = counters.stage_s / counters.staged_bytes
-        return STAGE_LATENCY_S + num_blocks * self.slot_bytes * s_per_byte
+        if num_blocks <= 0:
+            return 0.0
+        num_pieces = max(1.0, num_blocks / PIECE_BLOCKS)
+        return num_pieces * self._stage_costs.seconds(num_blocks * self.slot_bytes / num_pieces)
 
     def estimate_fetch_s(self, names: Sequence[BlockHash]) -> float:
         """Seconds from the stores to host slots, for these blocks."""
@@ -422,6 +428,8 @@ class Tiers:
             self.host.release(slot)
         self.counters.staged_bytes += message.num_bytes
         self.counters.stage_s += message.duration_s
+        if message.is_ok:
+            self._stage_costs.observe(message.num_bytes, message.duration_s)
         if message.is_ok:
             piece.state = PieceState.READY
             if not piece.wanted:
