@@ -36,7 +36,6 @@ from jaxserve.kv.stores.disk_segment import (
 
 _LOG = logging.getLogger(__name__)
 _FOLDER_BYTES = 16 << 10
-_FOLDER_BYTES_PER_FILE = 128
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _GROW_AGAIN_S = 30.0
 _SLOT_MASK = 0xFFFFFFFF
@@ -258,7 +257,7 @@ class DiskIndex:
 
     def _close_dropped(self, segment: Segment) -> None:
         segment.close()
-        self._used_bytes -= segment.num_bytes_of_file + _FOLDER_BYTES_PER_FILE
+        self._used_bytes -= _charged_bytes(segment.num_bytes_of_file)
 
     def _set_row(self, segment: Segment, slot: int, entry: Entry) -> None:
         info = entry.info
@@ -289,7 +288,7 @@ class DiskIndex:
                 self.drop_segment(segment)
         max_bytes = self._options.max_bytes
         target = max(max_bytes >> 7, min(max_bytes >> 2, 64 << 20))
-        room = max_bytes - self._used_bytes - _FOLDER_BYTES_PER_FILE
+        room = _chargeable_bytes(max_bytes - self._used_bytes)
         num_slots = slots_within(slot_bytes, min(target, room)) or min(
             slots_within(slot_bytes, room), 1
         )
@@ -297,7 +296,7 @@ class DiskIndex:
             return False
         while num_slots:
             # Counted before it is made.
-            num_bytes = file_bytes(slot_bytes, num_slots) + _FOLDER_BYTES_PER_FILE
+            num_bytes = _charged_bytes(file_bytes(slot_bytes, num_slots))
             self._used_bytes += num_bytes
             try:
                 segment = Segment.create(
@@ -389,7 +388,7 @@ class DiskIndex:
                 path.unlink()
             return
         self._segments[segment.id] = segment
-        self._used_bytes += segment.num_bytes_of_file + _FOLDER_BYTES_PER_FILE
+        self._used_bytes += _charged_bytes(segment.num_bytes_of_file)
         slots = np.nonzero(segment.sequence)[0]
         keys, sequences = segment.keys[slots].tobytes(), segment.sequence[slots].tolist()
         for index, slot in enumerate(slots.tolist()):
@@ -432,3 +431,14 @@ class DiskIndex:
             for slot in np.nonzero(segment.sequence)[0]:
                 self._forget_row(Place(segment, int(slot), 0))
             self.drop_segment(segment)
+
+
+def _charged_bytes(num_bytes_of_file: int) -> int:
+    """What a file may take on disk, with its name in the folder and the file system's own notes
+    of where its parts are, which some count as the file's."""
+    return num_bytes_of_file + 4096 + (num_bytes_of_file >> 12)
+
+
+def _chargeable_bytes(num_bytes: int) -> int:
+    """The largest file that is charged with no more than that."""
+    return max(0, num_bytes - 4096) * 4096 // 4097
