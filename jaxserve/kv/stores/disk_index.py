@@ -164,7 +164,8 @@ class DiskIndex:
         Raises:
             OSError: the disk failed, other than being full.
         """
-        if file_bytes(slot_bytes, 1) + _FOLDER_BYTES_PER_FILE > self._options.max_bytes:
+        room = _chargeable_bytes(self._options.max_bytes - _FOLDER_BYTES)
+        if file_bytes(slot_bytes, 1) > room:
             return None  # nobody has to leave for what can never fit
         while True:
             segment = self._roomy.get(slot_bytes)
