@@ -40,6 +40,7 @@ def make_parser() -> Parser:
     _add_generate(commands)
     _add_convert(commands)
     _add_eval(commands)
+    _add_kv(commands)
     _add_version(commands)
     return parser
 
@@ -97,6 +98,12 @@ def _add_eval(commands: "Parser.Commands") -> None:
     command.add_argument("--num", type=int, default=1000, help="prompts (default: 1000)")
     command.add_argument("--url", help="ask a running server instead, e.g. http://host:8000/v1")
     add_settings(command)
+
+
+def _add_kv(commands: "Parser.Commands") -> None:
+    from jaxserve.cli.kv import add_kv_commands
+
+    add_kv_commands(commands)
 
 
 def _add_version(commands: "Parser.Commands") -> None:

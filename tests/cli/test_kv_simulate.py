@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxserve.cli import main
+
+REQUESTS = [[number, 1000 + number] for number in range(50)]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    path = tmp_path / "trace.jsonl"
+    rows = [
+        {"timestamp": 10 * index, "hash_ids": names} for index, names in enumerate(2 * REQUESTS)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_a_table_compares_policies_at_each_size(trace: str, capsys: pytest.CaptureFixture[str]):
+    code = main(["kv", "simulate", trace, "--policies", "lru,arc", "--sizes", "50%,100%"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0 and len(lines) == 2 + 4
+    assert "100 requests" in lines[0] and "hit ratio without bounds 0.500" in lines[0]
+    assert lines[2].split()[:2] == ["tier", "lru,"] and " 0.000 " in lines[2]
+    assert all(" 0.500 " in line for line in lines[4:])
+
+
+def test_json_gives_bytes_of_a_cascade(trace: str, capsys: pytest.CaptureFixture[str]):
+    tiers = "device:10%:lru,disk:200KiB:lru?store_threshold=1"
+    code = main(["kv", "simulate", trace, "--tiers", tiers, "--block-bytes", "2KiB", "--json"])
+    row = json.loads(capsys.readouterr().out)
+    device, disk = row["tiers"]
+    assert code == 0 and row["hit_ratio"] == 0.5 == row["belady_bound"]
+    assert (device["name"], device["blocks"], disk["blocks"]) == ("device", 10, 100)
+    assert disk["loaded_bytes"] == 100 * 2048 and device["loaded_bytes"] == 0
+    assert disk["written_bytes"] == 100 * 2048 and device["written_bytes"] == 200 * 2048
+    assert row["duration_s"] == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--policies", "lfu"], "did you mean"),
+        (["--policies", "lru,"], "separated by commas"),
+        (["--sizes", "0%"], "not a share"),
+        (["--sizes", "x%"], "not a share"),
+        (["--sizes", "5"], "holds 0 blocks"),
+        (["--sizes", "much"], "expected a number of bytes"),
+        (["--block-bytes", "0"], "expected a number of bytes"),
+        (["--tiers", "host:5%"], "name:size:policy"),
+        (["--tiers", "host:5%:lru", "--sizes", "5%"], "either --sizes or --tiers"),
+        (["--sizzes", "5%"], "--sizes"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(
+    trace: str, options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["kv", "simulate", trace, *options]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_a_missing_command_or_file_is_told(capsys: pytest.CaptureFixture[str]):
+    assert main(["kv"]) == 2 and main(["kv", "simulate", "/no/such/file"]) == 2
+    assert "cannot read the trace" in capsys.readouterr().err
