@@ -30,7 +30,7 @@ from jaxserve.kv.stores.worker import StoreWorker
 
 logger = logging.getLogger(__name__)
 
-MAX_KNOWN = 1 << 20
+MAX_KNOWN = 1 << 17
 """Blocks whose whereabouts are remembered; beyond it the oldest are forgotten, and asked again."""
 
 PUT_RECORDS = 16

@@ -26,7 +26,10 @@ from tests.engine.tiers_harness import (
     settle,
 )
 
-NUM_REQUESTS = 100
+FULL = bool(os.environ.get("JAXSERVE_FULL"))
+"""`make prove`: five times the requests, every combination of tiers."""
+
+NUM_REQUESTS = 500 if FULL else 100
 HOST_BYTES = 24 * 8192  # two dozen slots of the tiny model
 
 
@@ -67,6 +70,36 @@ def run(model: str, suffix: str = "", **settings: Any) -> dict[str, int]:
 def test_the_host_tier_changes_no_token(policy: str):
     sources = run("llama31-v0", kv_host_bytes=HOST_BYTES, kv_host_policy=policy)
     assert sources.get("host", 0) > 20
+
+
+COMBINATIONS = [
+    (offload, stores, load)
+    for offload in ("lazy", "eager")
+    for stores in ("", "memory", "disk", "memory disk", "disk files")
+    for load in ("auto", "load")
+]
+
+
+@pytest.mark.parametrize(
+    ("offload", "stores", "load"), COMBINATIONS if FULL else COMBINATIONS[5:20:7]
+)
+def test_no_combination_of_tiers_changes_a_token(
+    offload: str, stores: str, load: str, tmp_path: Path
+):
+    urls = {
+        "memory": "memory://?max_bytes=200KiB",
+        "disk": f"file://{tmp_path}/disk?max_bytes=1MiB",
+        "files": f"objects+file://{tmp_path}/files?max_bytes=2MiB",
+    }
+    for suffix in ("", "b"):  # with a restart in between
+        run(
+            "llama31-v0",
+            suffix,
+            kv_host_bytes=HOST_BYTES,
+            kv_offload=offload,
+            kv_load=load,
+            kv_store=" ".join(urls[name] for name in stores.split()) or None,
+        )
 
 
 @pytest.mark.parametrize("model", ["llama31-v0", "gemma3-v0"])
