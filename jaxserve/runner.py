@@ -66,7 +66,7 @@ class StepProgram:
     shape: StateShape
     backend: Backend
     mesh: Mesh | None
-    products: nn.Products = nn.products
+    kernels: nn.Kernels = nn.XLA
 
     def __call__(
         self,
@@ -98,16 +98,14 @@ class StepProgram:
             batch.position,
             attend,
             open_cache(pool),
-            products=self.products,
+            kernels=self.kernels,
         )
         pool = close_cache(cache, pool)
         hidden_rd = hidden_td
         if not bucket.is_decode:
             hidden_rd = hidden_td[jnp.maximum(batch.row_start + batch.row_len - 1, 0)]
         with jax.named_scope("logits"):
-            logits_rv = decoder.compute_logits(
-                params, self.model, hidden_rd, products=self.products
-            )
+            logits_rv = decoder.compute_logits(params, self.model, hidden_rd, kernels=self.kernels)
         with jax.named_scope("sample"):
             token_r = sample(logits_rv, _sampling_batch(state, batch))
         outputs = {"token_ids": token_r, **_logprobs(logits_rv, token_r, batch.wants_logprobs)}
@@ -130,7 +128,7 @@ class StepProgram:
             start = jnp.minimum(index * tile, num_tokens - tile)
             hidden = lax.dynamic_slice_in_dim(hidden_td, start, tile)
             target = lax.dynamic_slice_in_dim(target_t, start, tile)
-            logits = decoder.compute_logits(params, self.model, hidden, products=self.products)
+            logits = decoder.compute_logits(params, self.model, hidden, kernels=self.kernels)
             update = token_logprobs(logits, target, MAX_LOGPROBS)
             return jax.tree.map(
                 lambda old, new: lax.dynamic_update_slice_in_dim(old, new, start, axis=0),

@@ -118,11 +118,11 @@ def forward(
     attend: Attend[Cache],
     cache: Cache,
     *,
-    products: nn.Products = nn.products,
+    kernels: nn.Kernels = nn.XLA,
 ) -> tuple[Float[Array, "T D"], Cache]:
     """Hidden states after the final norm, and the cache as `attend` left it.
 
-    `products` multiplies by weight matrices, which a caller may know to do better than plain XLA.
+    `kernels` are pieces that the caller may know to do better than plain XLA.
     The loop is unrolled; the two halves of a layer are traced once per distinct layer spec.
     """
     x_td = nn.embed(params["embed"], tokens_t)
@@ -139,10 +139,10 @@ def forward(
             }
             table = None if layer.rope is None else tables[layer.rope]
             q_tqh, k_tkh, v_tkh = _before_attention(
-                weights, x_td, positions_t, table, config=config, layer=layer, products=products
+                weights, x_td, positions_t, table, config=config, layer=layer, kernels=kernels
             )
             o_tqh, cache = attend(cache, i, q_tqh, k_tkh, v_tkh)
-            x_td = _after_attention(weights, x_td, o_tqh, config=config, products=products)
+            x_td = _after_attention(weights, x_td, o_tqh, config=config, kernels=kernels)
     x_td = nn.norm(x_td, params.get("final_norm"), config.final_norm, params.get("final_norm_bias"))
     return x_td, cache
 
@@ -152,11 +152,11 @@ def compute_logits(
     config: DecoderConfig,
     hidden_td: Float[Array, "T D"],
     *,
-    products: nn.Products = nn.products,
+    kernels: nn.Kernels = nn.XLA,
 ) -> Float[Array, "T V"]:
     """float32 logits of hidden states that `forward` returned."""
     head_vd = params["embed"] if config.tie_word_embeddings else params["head"]
-    logits_tv = nn.logits(hidden_td, head_vd, products=products)
+    logits_tv = nn.logits(hidden_td, head_vd, products=kernels.products)
     if config.head_bias:
         logits_tv += params["head_bias"].astype(jnp.float32)[None, :]
     if config.logit_multiplier != 1.0:
@@ -166,7 +166,7 @@ def compute_logits(
     return logits_tv
 
 
-@partial(jax.jit, static_argnames=("config", "layer", "products"), inline=True)
+@partial(jax.jit, static_argnames=("config", "layer", "kernels"), inline=True)
 def _before_attention(
     w: Params,
     x_td: Array,
@@ -175,11 +175,11 @@ def _before_attention(
     *,
     config: DecoderConfig,
     layer: LayerSpec,
-    products: nn.Products,
+    kernels: nn.Kernels,
 ) -> tuple[Array, Array, Array]:
     """Queries, keys and values of one layer, normalised and rotated."""
     x_td = _norm(w, "attn_norm", x_td, config.norm) if config.pre_norm else x_td
-    q, k, v = _linears(w, ("q", "k", "v"), x_td, products)
+    q, k, v = _linears(w, ("q", "k", "v"), x_td, kernels.products)
     if config.clip_qkv is not None:
         q, k, v = (jnp.clip(x, -config.clip_qkv, config.clip_qkv) for x in (q, k, v))
     if config.qk_norm is not None and config.qk_norm_width == "full":
@@ -192,8 +192,7 @@ def _before_attention(
     if norm_heads and not config.qk_norm_after_rope:
         q_tqh, k_tkh = _norm_heads(w, q_tqh, k_tkh, config)
     if layer.rope is not None and table_t2r is not None:
-        q_tqh = nn.rotate(q_tqh, table_t2r, layer.rope)
-        k_tkh = nn.rotate(k_tkh, table_t2r, layer.rope)
+        q_tqh, k_tkh = kernels.rotate((q_tqh, k_tkh), table_t2r, layer.rope)
     if norm_heads and config.qk_norm_after_rope:
         q_tqh, k_tkh = _norm_heads(w, q_tqh, k_tkh, config)
     if layer.query_scale is not None:
@@ -214,12 +213,12 @@ def _norm_heads(w: Params, q_tqh: Array, k_tkh: Array, config: DecoderConfig) ->
     return out
 
 
-@partial(jax.jit, static_argnames=("config", "products"), inline=True)
+@partial(jax.jit, static_argnames=("config", "kernels"), inline=True)
 def _after_attention(
-    w: Params, x_td: Array, o_tqh: Array, *, config: DecoderConfig, products: nn.Products
+    w: Params, x_td: Array, o_tqh: Array, *, config: DecoderConfig, kernels: nn.Kernels
 ) -> Array:
     """The residual stream after output projection and MLP of one layer."""
-    (y_td,) = _linears(w, ("o",), o_tqh.reshape(o_tqh.shape[0], -1), products)
+    (y_td,) = _linears(w, ("o",), o_tqh.reshape(o_tqh.shape[0], -1), kernels.products)
     if config.post_norm:
         y_td = _norm(w, "post_attn_norm", y_td, config.norm)
     h_td = _add(x_td, y_td, config)
@@ -227,20 +226,22 @@ def _after_attention(
         m_td = _norm(w, "attn_norm", x_td, config.norm)
     else:
         m_td = _norm(w, "mlp_norm", h_td, config.norm) if config.pre_norm else h_td
-    m_td = _mlp(w, m_td, config, products)
+    m_td = _mlp(w, m_td, config, kernels)
     if config.post_norm:
         m_td = _norm(w, "post_mlp_norm", m_td, config.norm)
     return _add(h_td, m_td, config)
 
 
-def _mlp(w: Params, x_td: Array, config: DecoderConfig, products: nn.Products) -> Array:
-    if config.gated_mlp:
-        h_tf, gate_tf = _linears(w, ("up", "gate"), x_td, products)
+def _mlp(w: Params, x_td: Array, config: DecoderConfig, kernels: nn.Kernels) -> Array:
+    if config.gated_mlp and not config.mlp_bias:
+        h_tf = kernels.gated(x_td, w["up"], w["gate"], config.activation, kernels.products)
+    elif config.gated_mlp:
+        h_tf, gate_tf = _linears(w, ("up", "gate"), x_td, kernels.products)
         h_tf = nn.activate(gate_tf, config.activation) * h_tf
     else:
-        (h_tf,) = _linears(w, ("up",), x_td, products)
+        (h_tf,) = _linears(w, ("up",), x_td, kernels.products)
         h_tf = nn.activate(h_tf, config.activation)
-    return _linears(w, ("down",), h_tf, products)[0]
+    return _linears(w, ("down",), h_tf, kernels.products)[0]
 
 
 def _linears(w: Params, names: tuple[str, ...], x_td: Array, products: nn.Products) -> list[Array]:

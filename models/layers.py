@@ -6,6 +6,7 @@ Norms, rotation and activations compute in float32 and return the dtype they wer
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,6 @@ def products(x_td: Array, weights: tuple[Array, ...], out_dtype: jnp.dtype) -> t
 
 
 Products = Callable[[Array, tuple[Array, ...], jnp.dtype], tuple[Array, ...]]
-"""What may stand in for `products`: the only place that multiplies by weight matrices."""
 
 
 def _contract(a_id: Array, b_jd: Array, out_dtype: jnp.dtype) -> Array:
@@ -103,6 +103,18 @@ def activate(x: Array, name: str) -> Array:
     return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
+def gated(
+    x_td: Float[Array, "T D"],
+    up_fd: Float[Array, "F D"],
+    gate_fd: Float[Array, "F D"],
+    activation: str,
+    products: Products,
+) -> Float[Array, "T F"]:
+    """The hidden layer of a gated MLP without biases."""
+    up_tf, gate_tf = products(x_td, (up_fd, gate_fd), x_td.dtype)
+    return activate(gate_tf, activation) * up_tf
+
+
 def soft_cap(x: Array, cap: float) -> Array:
     return jnp.tanh(x * jnp.asarray(1 / cap, x.dtype)) * jnp.asarray(cap, x.dtype)
 
@@ -116,9 +128,16 @@ def rotation(spec: RopeSpec, positions_t: Int[Array, " T"]) -> Float[Array, "T 2
 
 
 def rotate(
-    x_tqh: Float[Array, "T Q H"], table_t2r: Float[Array, "T 2 R"], spec: RopeSpec
-) -> Float[Array, "T Q H"]:
-    """Rotate the pairs of each head by their angle; what lies beyond the pairs stays."""
+    xs_tqh: tuple[Array, ...], table_t2r: Float[Array, "T 2 R"], spec: RopeSpec
+) -> tuple[Array, ...]:
+    """Rotate the pairs of each head by their angle; what lies beyond the pairs stays.
+
+    Each of `xs_tqh` has the shape [T, heads, H].
+    """
+    return tuple(_rotate(x_tqh, table_t2r, spec) for x_tqh in xs_tqh)
+
+
+def _rotate(x_tqh: Array, table_t2r: Array, spec: RopeSpec) -> Array:
     num_pairs = len(spec.frequencies)
     cos_t1r, sin_t1r = table_t2r[:, :1], table_t2r[:, 1:]
     x = x_tqh.astype(jnp.float32)
@@ -141,3 +160,17 @@ def scale_queries(q_tqh: Array, positions_t: Array, spec: QueryScaleSpec) -> Arr
     steps_t = (positions_t // jnp.asarray(spec.period, positions_t.dtype)).astype(jnp.float32)
     factor_t = 1.0 + jnp.float32(spec.beta) * jnp.log1p(steps_t)
     return (q_tqh.astype(jnp.float32) * factor_t[:, None, None]).astype(q_tqh.dtype)
+
+
+class Kernels(NamedTuple):
+    """The pieces that a platform may know to do better than plain XLA, each like the function here.
+
+    Nothing else multiplies by weight matrices.
+    """
+
+    products: Products = products
+    gated: Callable[[Array, Array, Array, str, Products], Array] = gated
+    rotate: Callable[[tuple[Array, ...], Array, RopeSpec], tuple[Array, ...]] = rotate
+
+
+XLA = Kernels()

@@ -100,8 +100,8 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         backend = get_backend(config.runtime.attention_backend, native_cpu=native_cpu)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    products = native.products_or(nn.products) if native_cpu else nn.products
-    program = StepProgram(model.config, groups, shape, backend, mesh, products)
+    kernels = _native_kernels() if native_cpu else nn.XLA
+    program = StepProgram(model.config, groups, shape, backend, mesh, kernels)
     instructions = load_native().detail if native_cpu else None
     identity = repr((model.config, groups, shape, config.runtime.attention_backend, instructions))
     runner = Runner(
@@ -241,6 +241,14 @@ def _create_pool(
             f"{num_pages[0]} KV pages of {num_bytes} bytes do not fit into the device's memory: "
             f"lower num_pages or kv_bytes ({str(error).splitlines()[0][:200]})"
         ) from error
+
+
+def _native_kernels() -> nn.Kernels:
+    return nn.Kernels(
+        products=native.products_or(nn.products),
+        gated=native.gated_or(nn.gated),
+        rotate=native.rotate_or(nn.rotate),
+    )
 
 
 def _namespace(

@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,21 @@ from jaxserve.folders import user_cache_folder
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("native.cc", "kernels.inc", "blocks.inc", "linear.inc", "attention.inc")
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-w")
+SOURCES = (
+    "native.cc",
+    "instructions.cc",
+    "common.inc",
+    "kernels.inc",
+    "blocks.inc",
+    "linear.inc",
+    "attention.inc",
+    "rotate.inc",
+)
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-w")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 INSTRUCTIONS = ("none", "avx2", "avx512", "avx512_bf16")
-TARGETS = ("jaxserve_linear", "jaxserve_attention")
+TARGETS = ("jaxserve_linear", "jaxserve_gated", "jaxserve_attention", "jaxserve_rotate")
 
 
 class Native(NamedTuple):
@@ -90,15 +100,25 @@ def library_path() -> Path:
     path = folder / f"native-{digest.hexdigest()[:32]}.so"
     if path.exists():
         return path
-    handle, partial = tempfile.mkstemp(suffix=".so", dir=folder)
-    os.close(handle)
-    try:
-        source = str(here / "native.cc")
-        _run([*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", source, "-o", partial])
+    with tempfile.TemporaryDirectory(dir=folder) as parts:
+        partial = Path(parts) / "native.so"
+        _compile(compiler, here, Path(parts), partial)
         os.replace(partial, path)  # others may be building the same: the last one wins
-    finally:
-        Path(partial).unlink(missing_ok=True)
     return path
+
+
+def _compile(compiler: list[str], here: Path, parts: Path, library: Path) -> None:
+    """The drivers, and the arithmetic for each instruction set: side by side, it takes seconds."""
+    flags = [*FLAGS, f"-I{jax.ffi.include_dir()}", "-c"]
+    jobs = {"native": [str(here / "native.cc")]}
+    for level, name in enumerate(INSTRUCTIONS[1:], 1):
+        jobs[name] = [str(here / "instructions.cc"), f"-DLEVEL={level}"]
+    objects = {name: str(parts / f"{name}.o") for name in jobs}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(
+            pool.map(lambda name: _run([*compiler, *flags, *jobs[name], "-o", objects[name]]), jobs)
+        )
+    _run([*compiler, "-shared", *objects.values(), "-o", str(library)])
 
 
 def _compiler() -> list[str]:

@@ -1,152 +1,20 @@
 // Products with weight matrices, and attention over paged keys, on CPU. Called by XLA through its
 // FFI; threads are those of XLA's own pool.
 //
-// kernels.inc (few rows) and blocks.inc (many) hold the arithmetic, compiled here for three
-// instruction sets of which one is chosen when the library is used: the file may be shared by
-// machines that differ. linear.inc and attention.inc cut the work into pieces for threads.
+// kernels.inc (few rows) and blocks.inc (many) hold the arithmetic. instructions.cc compiles it for
+// three instruction sets, of which one is chosen when the library is used: machines that differ may
+// share the file. linear.inc, attention.inc and rotate.inc cut work into pieces for threads.
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <thread>
-#include <utility>
-#include <vector>
-
+#include "common.inc"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
-namespace {
-
-constexpr int64_t kChunk = 128;         // most keys between two updates of the softmax
-constexpr int64_t kSplit = 4 * kChunk;  // keys of one work item
-constexpr int64_t kBlockBytes = 64 << 10;
-constexpr int64_t kTileRows = 96;       // query heads that share a packed chunk of keys
-constexpr int64_t kFewRows = 64;        // from here on weights are packed
-constexpr int64_t kBlockDepth = 2048;   // lanes of 32 bits contracted between packing weights
-constexpr int64_t kPanelOutputs = 64;   // outputs of a piece of work; whole panels of any kernel
-constexpr int64_t kThreadBytes = 96 << 10;  // less than this is not worth waking a thread
-
-// Outputs [begin, end) of one product.
-struct LinearBlock {
-  const void* x;
-  const void* w;
-  void* y;
-  int64_t num_tokens, depth, num_outputs, begin, end;
-  bool is_bfloat16, y_is_float;
-};
-
-// A product of many rows, contracted over `depth` lanes of 32 bits. With a gate, silu(x . gate)
-// times x . w; with a residual, that and x . w.
-struct BlockLinear {
-  const void *x, *w, *gate, *residual;
-  void* y;
-  int64_t num_outputs, depth;
-  bool is_bfloat16, y_is_float;
-};
-
-// Rows [row, last_row) and outputs [begin, end) of it.
-struct BlockTask {
-  int64_t row, last_row, begin, end;
-};
-
-struct Attention {
-  const void* q;  // of the decode rows, as the kernels read it
-  const void* queries;
-  const void* pool;
-  void* out;
-  const int32_t* table;
-  int64_t num_kv, num_groups, head_dim, page_size, num_pages, table_width;
-  int64_t num_layers, layer, value_offset, acc_stride, chunk, window, most_keys;
-  float scale, soft_cap;
-  bool is_bfloat16;
-
-  // Where in the pool the key of a position lies.
-  int64_t place(int64_t row, int64_t head, int64_t position) const {
-    int64_t page = table[row * table_width + position / page_size];
-    page = page < 0 ? 0 : page >= num_pages ? num_pages - 1 : page;
-    int64_t pool_row = (page * num_layers + layer) * 2;
-    return ((pool_row * num_kv + head) * page_size + position % page_size) * head_dim;
-  }
-};
-
-// Keys [begin, end) of one row and KV head, and where its partial result goes.
-struct AttentionItem {
-  int64_t row, head, begin, end;
-  float *maximum, *sum, *acc, *scratch;
-};
-
-// Consecutive queries of one row and KV head; the first is `token` of the step, at `position`.
-struct PrefillItem {
-  int64_t row, head, token, position, num_tokens;
-};
-
-// At most six query heads over one packed chunk of keys; each sees keys [first, last) of it.
-struct QueryRows {
-  const uint32_t *q, *keys, *values;
-  float *scores, *acc, *maximum, *sum;
-  int64_t depth, q_stride, value_width, most_seen;
-  float scale, soft_cap;
-  int64_t first[6], last[6];
-};
-
-struct Kernels {
-  void (*linear)(const LinearBlock&);
-  void (*attend)(const Attention&, const AttentionItem&);
-  void (*block_linear)(const BlockLinear&, const BlockTask&);
-  void (*prefill)(const Attention&, const PrefillItem&);
-  bool reads_bfloat16_tokens;  // else bfloat16 tokens are widened before the call
-};
-
-// Memory of this thread, aligned to vectors, until it asks again.
-inline void* scratch(int64_t num_bytes) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local int64_t size = 0;
-  if (num_bytes > size) {
-    size = (num_bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(64, size));
-  }
-  return memory.get();
+extern "C" {  // of instructions.cc, with LEVEL 1, 2 and 3
+__attribute__((visibility("hidden"))) const void* jaxserve_kernels_1();
+__attribute__((visibility("hidden"))) const void* jaxserve_kernels_2();
+__attribute__((visibility("hidden"))) const void* jaxserve_kernels_3();
 }
-
-inline uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);  // stays a NaN
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-inline void store(float* p, float x) { *p = x; }
-inline void store(uint16_t* p, float x) { *p = to_bfloat16(x); }
-
-}  // namespace
-
-#define NS avx512bf16
-#define TARGET "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
-#define LANES 16
-#define BF16_DOT 1
-#include "kernels.inc"
-#include "blocks.inc"
-#define NS avx512
-#define TARGET "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"
-#define LANES 16
-#define BF16_DOT 0
-#include "kernels.inc"
-#include "blocks.inc"
-#define NS avx2
-#define TARGET "avx2,fma"
-#define LANES 8
-#define BF16_DOT 0
-#include "kernels.inc"
-#include "blocks.inc"
 
 namespace {
 
@@ -163,8 +31,10 @@ int supported_level() {
 std::atomic<int> g_level{-1};
 
 const Kernels& kernels() {
-  int level = g_level.load(std::memory_order_relaxed);
-  return level == 3 ? avx512bf16::kKernels : level == 2 ? avx512::kKernels : avx2::kKernels;
+  const int level = g_level.load(std::memory_order_relaxed);
+  return *(const Kernels*)(level == 3   ? jaxserve_kernels_3()
+                           : level == 2 ? jaxserve_kernels_2()
+                                        : jaxserve_kernels_1());
 }
 
 // Runs body(i) for every i in [0, n), on this thread and on helpers from the pool. This thread does
@@ -215,6 +85,7 @@ bool is_known(ffi::DataType type) {
 
 #include "linear.inc"
 #include "attention.inc"
+#include "rotate.inc"
 
 // Chooses the instruction set: the best one, or at most `most` if it is positive. Returns its name.
 extern "C" __attribute__((visibility("default"))) const char* jaxserve_select(int most) {

@@ -6,6 +6,7 @@ nor on which other rows share the call. Not differentiable, and not partitioned 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ MAX_ROWS = 64
 """Up to here the native products are at least as fast as XLA's on every machine."""
 
 Products = Callable[[jax.Array, tuple[jax.Array, ...], jnp.dtype], tuple[jax.Array, ...]]
+Gated = Callable[[jax.Array, jax.Array, jax.Array, str, Products], jax.Array]
 
 
 @functools.cache
@@ -28,22 +30,53 @@ def products_or(fallback: Products) -> Products:
     def choose(
         x_td: jax.Array, weights: tuple[jax.Array, ...], out_dtype: jnp.dtype
     ) -> tuple[jax.Array, ...]:
-        known = x_td.dtype in (jnp.float32, jnp.bfloat16) and all(
-            w.dtype == x_td.dtype for w in weights
-        )
-        if not known or out_dtype not in (x_td.dtype, jnp.float32):
-            return fallback(x_td, weights, out_dtype)
-        if x_td.shape[0] > MAX_ROWS and not _packs(x_td):
-            return fallback(x_td, weights, out_dtype)
-        return products(x_td, weights, out_dtype)
+        fits = _is_better(x_td, weights) and out_dtype in (x_td.dtype, jnp.float32)
+        return (products if fits else fallback)(x_td, weights, out_dtype)
 
     return choose
 
 
-def _packs(x_td: jax.Array) -> bool:
-    """The kernel for many rows takes this, and is faster than XLA's."""
-    is_fast = x_td.dtype == jnp.bfloat16 and build.load().detail == "avx512_bf16"
-    return is_fast and x_td.shape[1] % 2 == 0
+@functools.cache
+def gated_or(fallback: Gated) -> Gated:
+    """The native hidden layer of a gated MLP where it is better, else `fallback`."""
+
+    def choose(
+        x_td: jax.Array,
+        up_fd: jax.Array,
+        gate_fd: jax.Array,
+        activation: str,
+        products: Products,
+    ) -> jax.Array:
+        if activation in ("silu", "gelu_tanh") and _is_better(x_td, (up_fd, gate_fd)):
+            return gated(x_td, up_fd, gate_fd, is_gelu=activation == "gelu_tanh")
+        return fallback(x_td, up_fd, gate_fd, activation, products)
+
+    return choose
+
+
+@functools.cache
+def rotate_or(fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """The native rotation of many tokens, else `fallback`."""
+
+    def choose(
+        xs_tqh: tuple[jax.Array, ...], table_t2r: jax.Array, spec: Any
+    ) -> tuple[jax.Array, ...]:
+        known = all(x.dtype in (jnp.float32, jnp.bfloat16) for x in xs_tqh)
+        if spec.interleaved or not known or table_t2r.shape[0] <= MAX_ROWS:
+            return fallback(xs_tqh, table_t2r, spec)
+        return rotate(xs_tqh, table_t2r)
+
+    return choose
+
+
+def _is_better(x_td: jax.Array, weights: tuple[jax.Array, ...]) -> bool:
+    """The native products take this, and are at least as fast as XLA's."""
+    if x_td.dtype not in (jnp.float32, jnp.bfloat16) or any(w.dtype != x_td.dtype for w in weights):
+        return False
+    if x_td.shape[0] <= MAX_ROWS:
+        return True
+    packs = x_td.dtype == jnp.bfloat16 and build.load().detail == "avx512_bf16"
+    return packs and x_td.shape[1] % 2 == 0
 
 
 def products(
@@ -52,6 +85,29 @@ def products(
     """x @ w.T for each weight [out, in], accumulated in float32; float32 or bfloat16."""
     shapes = [jax.ShapeDtypeStruct((x_td.shape[0], w.shape[0]), out_dtype) for w in weights]
     return tuple(jax.ffi.ffi_call("jaxserve_linear", shapes)(x_td, *weights))
+
+
+def gated(
+    x_td: Float[Array, "T D"],
+    up_fd: Float[Array, "F D"],
+    gate_fd: Float[Array, "F D"],
+    *,
+    is_gelu: bool,
+) -> Float[Array, "T F"]:
+    """activate(x @ gate.T) * (x @ up.T), with silu or the tanh form of gelu.
+
+    Products and activation are rounded to the dtype of `x_td`, as in separate steps.
+    """
+    shape = jax.ShapeDtypeStruct((x_td.shape[0], up_fd.shape[0]), x_td.dtype)
+    return jax.ffi.ffi_call("jaxserve_gated", shape)(x_td, up_fd, gate_fd, is_gelu=is_gelu)
+
+
+def rotate(
+    xs_tqh: tuple[jax.Array, ...], table_t2r: Float[Array, "T 2 R"]
+) -> tuple[jax.Array, ...]:
+    """Turn the pairs (i, R + i) of each head by the angle of its token; each x is [T, heads, H]."""
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs_tqh]
+    return tuple(jax.ffi.ffi_call("jaxserve_rotate", shapes)(table_t2r, *xs_tqh))
 
 
 def attention(

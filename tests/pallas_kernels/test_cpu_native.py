@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.models import layers
+from jaxserve.models.config import RopeSpec
 from jaxserve.pallas_kernels.cpu import build, ops
 from jaxserve.pallas_kernels.paged_attention import api, cpu_native, reference
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
@@ -95,6 +97,37 @@ def test_products_of_many_rows_match_float64(instructions, depth, num_outputs, d
         np.testing.assert_array_equal(np.asarray(part), y[-num_rows:])
     (half,) = ops.products(x, (w,), x.dtype)
     np.testing.assert_array_equal(np.asarray(half), np.asarray(jnp.asarray(y).astype(dtype)))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 8e-3)])
+def test_the_gated_hidden_layer_matches_its_parts(instructions, dtype, tolerance, activation):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((130, 40)) * 2, dtype)
+    up, gate = (jnp.asarray(rng.standard_normal((70, 40)), dtype) for _ in range(2))
+    for num_rows in (1, 5, 130):
+        rows = x[:num_rows]
+        y = np.asarray(ops.gated(rows, up, gate, is_gelu=activation == "gelu_tanh"), np.float32)
+        u, g = ops.products(rows, (up, gate), x.dtype)
+        expected = np.asarray(layers.activate(g, activation) * u, np.float32)
+        np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("num_pairs", "head_dim"), [(3, 6), (16, 32), (20, 64), (64, 128)])
+def test_rotation_matches_its_formula(instructions, num_pairs, head_dim):
+    spec = RopeSpec(tuple(0.5**i for i in range(num_pairs)))
+    rng = np.random.default_rng(3)
+    table = layers.rotation(spec, jnp.arange(100, dtype=jnp.int32))
+    xs = tuple(jnp.asarray(rng.standard_normal((100, n, head_dim)), jnp.float32) for n in (3, 1))
+    for y, expected in zip(ops.rotate(xs, table), layers.rotate(xs, table, spec), strict=True):
+        np.testing.assert_allclose(np.asarray(y), np.asarray(expected), atol=1e-6)
+    halves = tuple(x.astype(jnp.bfloat16) for x in xs)
+    for y, expected in zip(
+        ops.rotate(halves, table), layers.rotate(halves, table, spec), strict=True
+    ):
+        np.testing.assert_allclose(
+            *(np.asarray(v, np.float32) for v in (y, expected)), rtol=8e-3, atol=1e-5
+        )
 
 
 def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
