@@ -3,13 +3,15 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxserve.cli.flags import Parser, add_command
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxserve.kv.simulate import Report, Result, TierSpec
+    from jaxserve.kv.simulate import Report, TierSpec
+    from jaxserve.kv.simulate_times import Costs
     from jaxserve.kv.traces import Trace
 
 POLICIES = "auto,lru,arc,s3fifo,tinylfu,lru?store_threshold=2"
@@ -45,7 +47,17 @@ def add_simulate_command(commands: Parser.Commands) -> None:
         "--tiers",
         metavar="LIST",
         help="one cascade instead, nearest first, as name:size:policy, e.g. "
-        "device:1%%:lru,host:5%%:auto,disk:20%%:arc; a block is copied to every tier early",
+        "device:1%%:lru,host:5%%:auto,disk:20%%:arc; a block is copied to every tier early; with "
+        "--prefill-rate, every tier but the first also has a speed, e.g. host:5%%:auto:20GiB",
+    )
+    command.add_argument(
+        "--prefill-rate",
+        metavar="N",
+        type=float,
+        help="prompt tokens computed per second: ask the planner, too, when to load",
+    )
+    command.add_argument(
+        "--block-tokens", metavar="N", type=int, default=16, help="tokens per block (default: 16)"
     )
     command.add_argument(
         "--block-bytes", metavar="BYTES", help="size of a block, such as 2MiB (default: 1MiB)"
@@ -59,36 +71,39 @@ def simulate(args: argparse.Namespace) -> int:
         raise ConfigError("give either --sizes or --tiers: the tiers have their own sizes")
 
     from jaxserve.kv.policy import check_policy
-    from jaxserve.kv.simulate import TierSpec, belady_hit_ratio, replay
+    from jaxserve.kv.simulate import TierSpec, belady_hit_ratio
     from jaxserve.kv.stores.options import as_bytes
     from jaxserve.kv.traces import load_trace
     from jaxserve.progress import Progress
 
     block_bytes = as_bytes("--block-bytes", args.block_bytes or "1MiB")
-    cascades: list[list[tuple[str, str, str]]]
+    cascades: list[list[TierText]]
     if args.tiers:
         cascades = [[_tier(text) for text in _split("--tiers", args.tiers)]]
     else:
         policies = _split("--policies", args.policies)
         sizes = _split("--sizes", args.sizes or SIZES)
-        cascades = [[("tier", size, policy)] for size in sizes for policy in policies]
+        cascades = [[TierText("tier", size, policy)] for size in sizes for policy in policies]
     for cascade in cascades:
-        for _, size, policy in cascade:
-            _num_blocks(size, 1, block_bytes)
-            check_policy(policy)
+        for tier in cascade:
+            _num_blocks(tier.size, 1, block_bytes)
+            check_policy(tier.policy)
+    costs = _costs(args, cascades[0], block_bytes)
     trace = load_trace(args.trace)
     bounds: dict[int, float] = {}
     rows = []
     with Progress() as report:
         for cascade in cascades:
             specs = [
-                TierSpec(name, policy, _num_blocks(size, trace.num_unique, block_bytes))
-                for name, size, policy in cascade
+                TierSpec(
+                    tier.name, tier.policy, _num_blocks(tier.size, trace.num_unique, block_bytes)
+                )
+                for tier in cascade
             ]
             total = sum(spec.capacity for spec in specs)
             if total not in bounds:
                 bounds[total] = belady_hit_ratio(trace, total)
-            rows.append(_row(trace, specs, bounds[total], block_bytes, report, replay))
+            rows.append(_row(trace, specs, bounds[total], block_bytes, report, costs))
     if args.json:
         for row in rows:
             print(json.dumps(row))
@@ -103,9 +118,13 @@ def _row(
     bound: float,
     block_bytes: int,
     report: "Report",
-    replay: Any,
+    costs: "Costs | None",
 ) -> dict[str, Any]:
-    result: Result = replay(trace, specs, report)
+    from jaxserve.kv.simulate import replay
+    from jaxserve.kv.simulate_times import PlanMeter
+
+    meter = PlanMeter(costs) if costs is not None else None
+    result = replay(trace, specs, report, meter)
     tiers = [
         {
             "name": tier.spec.name,
@@ -120,7 +139,10 @@ def _row(
         }
         for tier in result.tiers
     ]
-    return {
+    plan = {}
+    if meter is not None:
+        plan = {"decisions": meter.decisions, "prefill_s": asdict(meter.seconds)}
+    return plan | {
         "hit_ratio": round(result.hit_ratio, 6),
         "belady_bound": round(bound, 6),
         "ceiling": round(trace.ceiling, 6),
@@ -159,17 +181,53 @@ def _print_table(trace: "Trace", rows: Sequence[dict[str, Any]]) -> None:
                     _readable(tier["loaded_bytes"]),
                 )
             )
+    for row in rows:
+        if "decisions" in row:
+            counts = ", ".join(f"{count:,} {what}" for what, count in row["decisions"].items())
+            seconds = ", ".join(f"{what} {s:,.1f} s" for what, s in row["prefill_s"].items())
+            print(f"planner: {counts}; prefills take: {seconds}".replace("_", " "))
     width = max(len(line[0]) for line in lines)
     for first, *others in lines:
         print(f"{first:<{width}}" + "".join(f"{text:>12}" for text in others))
 
 
-def _tier(text: str) -> tuple[str, str, str]:
-    name, _, rest = text.partition(":")
-    size, _, policy = rest.partition(":")
-    if not (name and size and policy):
+class TierText(NamedTuple):
+    """A tier as it was given."""
+
+    name: str
+    size: str
+    policy: str
+    speed: str = ""
+
+
+def _tier(text: str) -> TierText:
+    parts = text.split(":")
+    if not 3 <= len(parts) <= 4 or not all(parts):
         raise ConfigError(f"--tiers has {text!r:.80}; expected name:size:policy, e.g. host:5%:auto")
-    return name, size, policy
+    return TierText(*parts)
+
+
+def _costs(args: argparse.Namespace, tiers: Sequence[TierText], block_bytes: int) -> "Costs | None":
+    """What the planner needs to know; None if it is not asked."""
+    from jaxserve.kv.simulate_times import Costs
+    from jaxserve.kv.stores.options import as_bytes
+
+    if args.prefill_rate is None:
+        if any(tier.speed for tier in tiers):
+            raise ConfigError("a tier has a speed, but there is no --prefill-rate to compare with")
+        return None
+    if not 0 < args.prefill_rate < 1e12 or not 1 <= args.block_tokens <= 1 << 20:
+        raise ConfigError(
+            f"--prefill-rate is {args.prefill_rate:g} and --block-tokens {args.block_tokens}; "
+            "expected positive numbers"
+        )
+    if not args.tiers or tiers[0].speed or not all(tier.speed for tier in tiers[1:]):
+        raise ConfigError(
+            "--prefill-rate needs --tiers with the bytes per second of every tier but the first, "
+            "e.g. device:1%:lru,host:5%:auto:20GiB,disk:20%:auto:2GiB"
+        )
+    speeds = tuple(float(as_bytes(f"speed of {tier.name}", tier.speed)) for tier in tiers[1:])
+    return Costs(args.block_tokens, block_bytes, args.prefill_rate, speeds)
 
 
 def _num_blocks(size: str, num_unique: int, block_bytes: int) -> int:

@@ -5,7 +5,8 @@ no tier has. Then every tier is told of all of the request's blocks, suffix firs
 has are used, the others offered. That is a cascade that copies early: a block goes to every tier
 whose policy lets it in. A tier alone behaves as in the usual studies of one cache.
 
-Knows nothing of where traces come from, of time (a trace's order is its clock), bytes or jax.
+Knows nothing of where traces come from, of time (a trace's order is its clock), bytes or jax;
+a `PlanMeter` beside it adds what the planner would do and how long that would take.
 """
 
 import heapq
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.policy.factory import make_policy
+from jaxserve.kv.simulate_times import PlanMeter
 from jaxserve.kv.traces import Trace, count_leading
 
 GROUP = 0
@@ -96,11 +98,17 @@ class _Tier:
         return TierResult(self.spec, self.num_hits, self.num_stores, self._index.num_evicted)
 
 
-def replay(trace: Trace, specs: Sequence[TierSpec], report: Report | None = None) -> Result:
+def replay(
+    trace: Trace,
+    specs: Sequence[TierSpec],
+    report: Report | None = None,
+    meter: PlanMeter | None = None,
+) -> Result:
     """What tiers of these sizes and policies would have done, nearest first, empty at the start.
 
     Args:
         report: told of the progress in requests.
+        meter: told how many leading blocks each tier had of each request.
 
     Raises:
         ConfigError: a policy is unknown, or a tier has no room.
@@ -108,16 +116,27 @@ def replay(trace: Trace, specs: Sequence[TierSpec], report: Report | None = None
     tiers = [_Tier(spec) for spec in specs]
     what = ", ".join(f"{spec.name} {spec.policy}" for spec in specs)
     for number, request in enumerate(trace.requests, 1):
-        for key in request:
-            tier = next((tier for tier in tiers if tier.has(key)), None)
-            if tier is None:
-                break
-            tier.num_hits += 1
+        hits = _leading_hits(tiers, request)
+        for tier, num_hits in zip(tiers, hits, strict=True):
+            tier.num_hits += num_hits
+        if meter is not None:
+            meter.serve(len(request), hits)
         for tier in tiers:
             tier.refer(request)
         if report is not None and (number % REPORT_EVERY == 0 or number == len(trace.requests)):
             report(what, number, len(trace.requests))
     return Result(tuple(tier.result() for tier in tiers), trace.num_references)
+
+
+def _leading_hits(tiers: Sequence[_Tier], request: Sequence[BlockHash]) -> list[int]:
+    """Per tier, how many leading blocks it has that no nearer one has."""
+    hits = [0] * len(tiers)
+    for key in request:
+        index = next((index for index, tier in enumerate(tiers) if tier.has(key)), None)
+        if index is None:
+            break
+        hits[index] += 1
+    return hits
 
 
 def belady_hit_ratio(trace: Trace, capacity: int) -> float:

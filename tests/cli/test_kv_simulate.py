@@ -51,6 +51,10 @@ def test_json_gives_bytes_of_a_cascade(trace: str, capsys: pytest.CaptureFixture
         (["--block-bytes", "0"], "expected a number of bytes"),
         (["--tiers", "host:5%"], "name:size:policy"),
         (["--tiers", "host:5%:lru", "--sizes", "5%"], "either --sizes or --tiers"),
+        (["--tiers", "d:1%:lru,h:5%:lru:1GiB"], "no --prefill-rate"),
+        (["--prefill-rate", "1000"], "bytes per second"),
+        (["--tiers", "d:1%:lru,h:5%:lru", "--prefill-rate", "1000"], "bytes per second"),
+        (["--tiers", "d:1%:lru,h:5%:lru:1GiB", "--prefill-rate", "-1"], "positive numbers"),
         (["--sizzes", "5%"], "--sizes"),
     ],
 )
@@ -65,3 +69,15 @@ def test_what_cannot_work_is_told_in_one_line(
 def test_a_missing_command_or_file_is_told(capsys: pytest.CaptureFixture[str]):
     assert main(["kv"]) == 2 and main(["kv", "simulate", "/no/such/file"]) == 2
     assert "cannot read the trace" in capsys.readouterr().err
+
+
+def test_with_speeds_the_planner_is_asked(trace: str, capsys: pytest.CaptureFixture[str]):
+    tiers = "device:10%:lru,host:100%:lru:1GiB"
+    options = ["--tiers", tiers, "--prefill-rate", "100", "--block-bytes", "1KiB"]
+    assert main(["kv", "simulate", trace, *options, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["decisions"] == {"load": 50, "split": 0, "recompute": 0}
+    assert row["prefill_s"]["never_load"] == pytest.approx(200 * 16 / 100)
+    assert row["prefill_s"]["planned"] == pytest.approx(100 * 16 / 100, rel=0.01)
+    assert main(["kv", "simulate", trace, *options]) == 0
+    assert "planner: 50 load, 0 split, 0 recompute" in capsys.readouterr().out
