@@ -350,6 +350,11 @@ class Tiers:
     # --- messages ---
 
     @property
+    def is_saving(self) -> bool:
+        """Blocks wait to be saved by a plan, or are on their way to the host."""
+        return bool(self.has_saves or self._saving)
+
+    @property
     def is_writing(self) -> bool:
         """Blocks are on their way to the host or to stores."""
         return bool(self.has_saves or self._saving or self._num_offered)
