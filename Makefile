@@ -8,7 +8,7 @@ PYTHON_NEXT ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/pyth
 JAX_NEXT ?= 0.11.2
 TESTS ?= tests
 
-.PHONY: demo test test-all lint bench parity train docs clean
+.PHONY: demo test test-all lint bench parity prove train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -38,6 +38,11 @@ bench: $(VENV)/.installed-dev
 
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.parity.run
+
+# The KV tiers' proofs at full count: 500 requests over every combination of tiers; kills, mutations.
+prove: $(VENV)/.installed-dev
+	JAXSERVE_FULL=1 $(BIN)/python -m pytest tests/engine/test_tiers.py
+	$(BIN)/python -m tests.kv.faults_full
 
 train: $(VENV)/.installed-dev
 	$(BIN)/python -m jaxserve.embedded.train
