@@ -8,12 +8,13 @@ Synchronous, so it works in a notebook whose event loop is running. Not thread-s
 uses an LLM at a time. Several streams may be open at once; whoever asks for a token drives all.
 """
 
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -23,11 +24,22 @@ from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.interrupts import interrupts_held
 from jaxserve.outputs import OutputDelta, OutputProcessor, merge_deltas
 from jaxserve.progress import Progress
-from jaxserve.requests import DrawSeed, Limits, default_sampling, make_requests
+from jaxserve.requests import (
+    DrawSeed,
+    Limits,
+    check_token_ids,
+    default_sampling,
+    make_requests,
+)
 from jaxserve.results import CompletionOutput, Logprob, RequestOutput, request_output
 from jaxserve.settings import config_from_keywords
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams, TokenEvent
+
+if TYPE_CHECKING:
+    from jaxserve.engine.kv_admin import KVAdmin
+
+T = TypeVar("T")
 
 __all__ = ["LLM", "CompletionOutput", "EngineLike", "Logprob", "RequestOutput", "limits_of"]
 
@@ -101,6 +113,7 @@ class LLM:
         self._draw_seed = DrawSeed(engine.config.runtime.seed)
         self._sinks: dict[str, Callable[[TokenEvent], None]] = {}
         self._closed_because: str | None = None
+        self._kv: KVAdmin | None = None
 
     def generate(
         self,
@@ -188,6 +201,39 @@ class LLM:
         else:
             text, token_ids = self._encode(cast(Prompt, prompt))
         return self._stream(self._job(text, token_ids, sampling, cache_salt, no_store))
+
+    @property
+    def kv(self) -> "KVAdmin":
+        """The tiers of the KV cache: `stat`, `ls`, `verify`, `clear`, `pin`, `erase`, `plot`.
+
+        Raises:
+            TypeError: the engine is not jaxserve's own.
+        """
+        if self._kv is None:
+            from jaxserve.engine import Engine
+            from jaxserve.engine.kv_admin import KVAdmin
+
+            if not isinstance(self.engine, Engine):
+                raise TypeError("this engine has no KV tiers to look at")
+            self._kv = KVAdmin(self.engine, self._call, self._wait_for, self._token_ids)
+        return self._kv
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Run something on the engine's thread, which is this one."""
+        self._check_open()
+        return function()
+
+    def _wait_for(self, event: threading.Event) -> None:
+        """Work until an event is set."""
+        while not event.is_set():
+            if self.engine.has_work:
+                self._step()
+            else:
+                event.wait(0.01)
+
+    def _token_ids(self, prompt: Prompt) -> Sequence[int]:
+        token_ids = self._encode(prompt).token_ids
+        return check_token_ids(token_ids, "prompt", self._limits.vocab_size)
 
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer

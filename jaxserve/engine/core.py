@@ -8,7 +8,10 @@ import time
 from dataclasses import dataclass
 
 from jaxserve.config import Config
+from jaxserve.engine.recompute import Recomputer
+from jaxserve.engine.tier_control import TierControl
 from jaxserve.engine.tiers import LowerTiers
+from jaxserve.kv.stats import KVStats
 from jaxserve.runner import Runner, StepHandle
 from jaxserve.scheduler import Scheduler, SchedulerStats
 from jaxserve.tokenizer import Tokenizer
@@ -61,6 +64,12 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self.lower = lower
+        self.tier_control = TierControl(
+            scheduler, lower, [array.nbytes // array.shape[0] for array in runner.pool]
+        )
+        self.recomputer = (
+            None if lower is None else Recomputer(scheduler, runner, lower, self.max_model_len)
+        )
         self._in_flight: StepHandle | None = None
         self._free_at_s = 0.0  # when the device had finished the last step that was fetched
 
@@ -75,6 +84,8 @@ class Engine:
             RequestError: it can never be served, or too many wait already.
         """
         self._scheduler.add(request)
+        if self.lower is not None and self.config.cache.enable_prefix_caching:
+            self.tier_control.prompts.note(request)
 
     def abort(self, request_id: str) -> None:
         """Forget a request and free what it holds; no event of it follows."""
@@ -98,7 +109,11 @@ class Engine:
         now_s = time.perf_counter()
         duration_s = now_s - max(previous.dispatched_s, self._free_at_s)
         self._free_at_s = now_s
-        return self._scheduler.apply(previous.plan, result, duration_s)
+        events = self._scheduler.apply(previous.plan, result, duration_s)
+        self.tier_control.history.maybe_add(now_s)
+        if self.recomputer is not None and self.recomputer.is_active:
+            events = self.recomputer.take(events)
+        return events
 
     def check_integrity(self) -> None:
         """Recount everything the scheduler keeps; raises AssertionError if a count is off."""
@@ -108,6 +123,15 @@ class Engine:
         """Counters and gauges of this moment."""
         return self._scheduler.stats()
 
+    def kv_stats(self) -> KVStats:
+        """What the tiers hold and have done."""
+        return self.tier_control.stats()
+
+    @property
+    def kv_dtype(self) -> str:
+        """What the bytes of blocks mean."""
+        return str(self.model.dtype)
+
     def close(self) -> None:
         """Write out what goes to stores, wait for the device and let go of its memory."""
         if self.lower is not None and self.lower.cascade is not None:
@@ -115,6 +139,8 @@ class Engine:
         if self._in_flight is not None:
             self._runner.fetch(self._in_flight)
             self._in_flight = None
+        if self.recomputer is not None:
+            self.recomputer.fail()
         self._runner.close()
         if self.lower is not None:
             self.lower.close(FLUSH_S)

@@ -20,7 +20,7 @@ from jaxserve.kv.envelope import namespace_digest
 from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.host_pool import HostPool
 from jaxserve.kv.keys import KeyFolder, MasterKey
-from jaxserve.kv.labels import TenantLabels
+from jaxserve.kv.labels import MAX_LABELS, TenantLabels
 from jaxserve.kv.messages import Message
 from jaxserve.kv.policy.factory import make_policy
 from jaxserve.kv.stores.options import as_seconds
@@ -48,6 +48,7 @@ class LowerTiers:
         cascade: the stores; None: none.
         keys: the tenants' keys; None: nothing is encrypted.
         wake: set whenever something has arrived.
+        namespace: names in records what the engine runs.
     """
 
     tiers: Tiers
@@ -56,6 +57,7 @@ class LowerTiers:
     cascade: StoreCascade | None
     keys: KeyFolder | None
     wake: threading.Event
+    namespace: bytes
 
     def flush(self, step: Callable[[], object], timeout_s: float) -> bool:
         """Let what is on its way to lower tiers arrive; `step` runs the engine once.
@@ -106,7 +108,7 @@ def build_tiers(
     index = HostIndex(host.num_slots, len(pool), make_policy(config.kv_host_policy, host.num_slots))
     inbox: deque[Message] = deque()
     wake = threading.Event()
-    labels = TenantLabels()
+    labels = TenantLabels(max(MAX_LABELS, 2 * (pool[0].shape[0] * len(pool) + host.num_slots)))
     workers: list[StoreWorker] = []
     try:
         for url in urls:
@@ -122,11 +124,11 @@ def build_tiers(
         for worker in workers:
             worker.close(1.0)
         raise
-    cascade = None
+    cascade, namespace = None, namespace_digest(namespace_root)
     if workers:
         cascade = StoreCascade(
             workers,
-            namespace_digest(namespace_root),
+            namespace,
             host.slot,
             host.slot_bytes,
             inbox,
@@ -145,7 +147,7 @@ def build_tiers(
         inbox=inbox,
         labels=labels,
     )
-    return LowerTiers(tiers, transfers, host, cascade, keys, wake)
+    return LowerTiers(tiers, transfers, host, cascade, keys, wake, namespace)
 
 
 def tenant_secret(config: CacheConfig) -> bytes:

@@ -108,6 +108,10 @@ class GroupIndex:
         """The names of all resident blocks."""
         return iter(self._pages)
 
+    def has(self, block_hash: BlockHash) -> bool:
+        """Whether a lookup would find the block."""
+        return block_hash in self._pages
+
     def lookup(self, block_hash: BlockHash) -> Lookup:
         """Where the block is. Takes no reference and does not count as a use."""
         page = self._pages.get(block_hash)

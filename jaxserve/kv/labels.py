@@ -45,8 +45,3 @@ class TenantLabels:
     def names_of(self, tenant: bytes) -> list[BlockHash]:
         """Every block with this label."""
         return [name for name, owner in self._tenants.items() if owner == tenant]
-
-    def forget(self, names: Sequence[BlockHash]) -> None:
-        """These blocks are gone."""
-        for name in names:
-            self._tenants.pop(name, None)

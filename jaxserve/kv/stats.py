@@ -89,7 +89,7 @@ class KVStats:
         """The same as plain dicts, lists, texts and numbers."""
         return asdict(self)
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         """The same for people, in a few lines."""
         rows = [("tier", "blocks", "bytes", "of", "evicted", "pinned", "hit tokens")]
         for tier in self.tiers:
@@ -112,9 +112,11 @@ class KVStats:
             )
             for row in rows
         ]
-        asked = f"prompt tokens: {self.queried_tokens:,} asked, {sum(self.hit_tokens.values()):,}"
-        lines.append(f"{asked} cached; preemptions: {self.num_preemptions:,}, ")
-        lines[-1] += f"{self.recomputed_tokens:,} tokens recomputed"
+        lines.append(
+            f"prompt tokens: {self.queried_tokens:,} asked for, "
+            f"{sum(self.hit_tokens.values()):,} cached; preemptions: {self.num_preemptions:,}, "
+            f"{self.recomputed_tokens:,} tokens recomputed"
+        )
         lines.append(
             f"moved: {show_bytes(self.saved_bytes)} to the host, "
             f"{show_bytes(self.loaded_bytes)} back; dropped saves: {self.dropped_saves:,}"

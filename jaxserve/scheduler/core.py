@@ -19,11 +19,12 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import count
 
 from jaxserve.config import SchedulerConfig
 from jaxserve.errors import RequestError
-from jaxserve.kv.blocks import BlockHash, salted_root
+from jaxserve.kv.blocks import BlockHash, block_hashes, salted_root
 from jaxserve.kv.envelope import tenant_digest
 from jaxserve.kv.index import KVIndex
 from jaxserve.kv.planner import LoadPlanner
@@ -34,7 +35,7 @@ from jaxserve.scheduler.outcome import collect_prompt_logprobs, sampled_logprobs
 from jaxserve.scheduler.planner import Planner
 from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
-from jaxserve.scheduler.sequence import Importance, Sequence
+from jaxserve.scheduler.sequence import NO_SLOT, Importance, Sequence
 from jaxserve.scheduler.stats import GroupPages, SchedulerStats
 from jaxserve.types import FinishReason, KVGroup, PromptReuse, Request, TokenEvent
 
@@ -96,9 +97,9 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Some request has not had its last event, or blocks wait to be saved."""
+        """Some request has not had its last event, or blocks are on their way to the host."""
         tiers = self._roster.tiers
-        return bool(self._roster.live) or (tiers is not None and tiers.has_saves)
+        return bool(self._roster.live) or (tiers is not None and tiers.is_saving)
 
     @property
     def num_running(self) -> int:
@@ -279,6 +280,37 @@ class Scheduler:
                 for group in self._index.groups
             ),
         )
+
+    @property
+    def index(self) -> KVIndex:
+        """The device's pages; whoever changes it does so between steps."""
+        return self._index
+
+    def names_of(self, token_ids: Seq[int], cache_salt: str = "") -> list[BlockHash]:
+        """The names of the full blocks of a prompt, with that salt."""
+        root = salted_root(self._root, cache_salt)
+        return block_hashes(token_ids, self._index.page_size, root)
+
+    def tenant_of(self, cache_salt: str) -> bytes:
+        """What names the owner of blocks with that salt outside of the process."""
+        return tenant_digest(cache_salt, self._tenant_secret)
+
+    def stop_storing(self, tenant: bytes) -> int:
+        """Keep nothing more of a tenant's live requests; how many these are."""
+        mine = [seq for seq in self._roster.live.values() if seq.tenant == tenant]
+        for seq in mine:
+            seq.request = replace(seq.request, no_store=True)
+        return len(mine)
+
+    def held_pages(self, request_id: str) -> "list[dict[int, int]] | None":
+        """Per KV group the pages of a running request, by block; None if it does not run."""
+        seq = self._roster.live.get(request_id)
+        if seq is None or seq.slot == NO_SLOT:
+            return None
+        return [
+            {block: pages[block] for block in range(held_from, len(pages))}
+            for pages, held_from in zip(seq.pages, seq.held_from, strict=True)
+        ]
 
     def check_integrity(self) -> None:
         """Recount slots, queues and pages from scratch; AssertionError says what is wrong."""

@@ -18,7 +18,7 @@ from tests.engine.tiers_harness import PAGE_SIZE, make_engine, settle
 GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
 PROMPT = [3 + (7 * i) % 200 for i in range(50)]
 OTHER = [5 + (11 * i) % 200 for i in range(50)]
-NUM_BLOCKS = (len(PROMPT) + GREEDY.max_tokens - 1) // PAGE_SIZE
+NUM_BLOCKS = 6  # full ones of 50 + 3 tokens: the last token is never computed
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_what_is_on_its_way_to_stores_is_erased_too(llm: LLM):
     next(stream)
     receipt = llm.kv.erase("hasty")
     assert receipt.live_requests == 1
-    assert sum(len(piece.token_ids) for piece in stream) == GREEDY.max_tokens - 1
+    assert sum(len(piece.token_ids) for piece in stream) == 3
     settle(llm.engine)  # pyright: ignore
     assert salted(llm, "hasty") == []
     assert ask(llm, cache_salt="hasty").num_cached_tokens == 0
