@@ -2,16 +2,16 @@
 
     python -m bench.kv_disk [--folder .] [--rounds 3] [--mib 256] [--only direct,store]
 
-Writes blocks of 32 KiB, 256 KiB, 1 MiB and 4 MiB to the disk of `--folder`, 16 in a call, until
-they are durable, and reads them back in a random order, 16 in a call, from a cold cache. Every way
-takes its turn in each round; nothing else should run meanwhile.
+Writes blocks of 32 KiB, 256 KiB, 1 MiB and 4 MiB to the disk of `--folder` until they are durable,
+and reads them back in a random order from a cold cache; 16 in a call or, of the smallest, 4 MiB,
+as of one prompt. Every way takes its turn in each round; nothing else should run meanwhile.
 
     direct        pwrite and pread past the page cache, one block a call, one thread
     direct_4      the same from four threads
     buffered      through the page cache; fdatasync at the end
-    store         `DiskStore`: records sealed, written, read and checked by the store
-    store_unseal  the same, read records unsealed, too, one after the other
-    ts_file       tensorstore's `file` driver: 16 blocks of a segment in one object
+    store         `DiskStore`: sealed records written, read and checked by the store
+    store_sealing the same, with sealing and unsealing, one record after the other, in the time
+    ts_file       tensorstore's `file` driver: the blocks of a call in one object
     ts_direct     the same, read with `file_io_mode` direct
     ts_segment    the same with segments of 16 MiB, four on their way at once
     ts_ocdbt      its `ocdbt` driver on files: one key a block, a transaction for 64 MiB
@@ -41,18 +41,21 @@ import numpy as np
 import tensorstore as ts
 
 from jaxserve.kv.envelope import NO_TENANT, Verdict, seal, sealed_bytes, unseal
-from jaxserve.kv.stores.base import PutStatus
+from jaxserve.kv.stores.base import PutStatus, SealedRecord
 from jaxserve.kv.stores.disk import DiskStore
 from jaxserve.kv.stores.disk_options import DiskOptions
 from jaxserve.kv.stores.tasks import Scratch
 
 BLOCK_SIZES = (32 << 10, 256 << 10, 1 << 20, 4 << 20)
-BATCH = 16
 PLAIN = ("direct", "direct_4", "buffered")
 
 
 class Way(Protocol):
     """One way of keeping blocks in a folder; made anew for each round."""
+
+    def prepare(self, blocks: Sequence[memoryview]) -> None:
+        """What is not measured; each call of `write` will bring these blocks."""
+        ...
 
     def write(self, first: int, blocks: Sequence[memoryview]) -> None: ...
 
@@ -81,6 +84,9 @@ class Plain:
         mapped = self._pool.map(call, places, views) if self._pool else map(call, places, views)
         assert all(done == self._size for done in mapped)
 
+    def prepare(self, blocks):
+        pass
+
     def write(self, first, blocks):
         places = range(first, first + len(blocks))
         self._each(
@@ -103,20 +109,30 @@ class Store:
     """Records as a worker hands them over and takes them."""
 
     def __init__(
-        self, folder: Path, num_blocks: int, block_bytes: int, *, is_unsealing: bool = False
+        self, folder: Path, num_blocks: int, block_bytes: int, *, is_sealing: bool = False
     ):
-        total = num_blocks * (sealed_bytes(block_bytes, False) + 4096) + (8 << 20)
-        self._store = DiskStore(folder / "store", DiskOptions(max_bytes=total))
+        # As large as a store is in earnest; it takes a 128th of that at a time.
+        self._store = DiskStore(folder / "store", DiskOptions(max_bytes=32 << 30))
         self._length = sealed_bytes(block_bytes, False)
-        self._is_unsealing = is_unsealing
+        self._is_sealing = is_sealing
         self._last: tuple[list[memoryview], Sequence[memoryview]] | None = None
-        self._scratch = Scratch(BATCH * (block_bytes + 4096))
+        self._scratch = Scratch(0)
+        self._records: list[SealedRecord] = []
+        self._num_blocks = num_blocks
 
-    def write(self, first, blocks):
-        records = [
+    def prepare(self, blocks):
+        if not self._is_sealing:
+            for first in range(0, self._num_blocks, len(blocks)):
+                self._records += self._seal(first, blocks)
+
+    def _seal(self, first: int, blocks: Sequence[memoryview]) -> list[SealedRecord]:
+        return [
             seal(_hash(index), bytes(16), NO_TENANT, block, created_s=1.0)
             for index, block in enumerate(blocks, first)
         ]
+
+    def write(self, first, blocks):
+        records = self._records[first : first + len(blocks)] or self._seal(first, blocks)
         assert set(self._store.put(records)) == {PutStatus.STORED}
 
     def finish(self):
@@ -127,7 +143,7 @@ class Store:
         lengths = self._store.get([_hash(index) for index in wanted], views)
         assert all(length == self._length for length in lengths)
         for index, view, length, out in zip(wanted, views, lengths, buffers, strict=True):
-            if not self._is_unsealing:
+            if not self._is_sealing:
                 # The last batch is compared with what was written.
                 self._last = (views, buffers)
                 continue
@@ -164,12 +180,15 @@ class Objects:
         spec = {"driver": "file", "path": f"{self._folder}/"}
         self._objects = ts.KvStore.open(spec, context=ts.Context(context)).result()
         self._size = block_bytes
-        self._per_segment = max(BATCH, segment_bytes // block_bytes)
+        self._per_segment = max(batch_of(block_bytes), segment_bytes // block_bytes)
         self._is_synced = in_flight > 1
         self._in_flight = in_flight
         self._pending: list[Any] = []
         self._parts: list[memoryview | bytes] = []
         self._num_segments = 0
+
+    def prepare(self, blocks):
+        pass
 
     def write(self, first, blocks):
         # What waits for its segment to be full has to be kept.
@@ -226,9 +245,12 @@ class Ocdbt:
             "target_data_file_size": 64 << 20,
         }
         self._store = ts.KvStore.open(spec, context=context).result()
-        self._per_transaction = max(BATCH, (64 << 20) // block_bytes)
+        self._per_transaction = max(16, (64 << 20) // block_bytes)
         self._transaction: ts.Transaction | None = None
         self._count = 0
+
+    def prepare(self, blocks):
+        pass
 
     def write(self, first, blocks):
         if self._transaction is None:
@@ -271,7 +293,7 @@ class Zarr3:
             }
         )
         self._size = block_bytes
-        self._per_array = min(max(BATCH, (64 << 20) // block_bytes), num_blocks)
+        self._per_array = min(max(16, (64 << 20) // block_bytes), num_blocks)
         self._arrays: list[Any] = []
         self._transaction = ts.Transaction()
         self._writes: list[Any] = []
@@ -299,6 +321,9 @@ class Zarr3:
             },
         }
         return ts.open(spec, context=self._context, create=True).result()
+
+    def prepare(self, blocks):
+        pass
 
     def write(self, first, blocks):
         if first % self._per_array == 0:
@@ -335,7 +360,7 @@ WAYS: dict[str, Callable[[Path, int, int], Way]] = {
     "direct_4": lambda folder, count, size: Plain(folder, count, size, 4, os.O_DIRECT),
     "buffered": lambda folder, count, size: Plain(folder, count, size, 1, 0),
     "store": Store,
-    "store_unseal": lambda *args: Store(*args, is_unsealing=True),
+    "store_sealing": lambda *args: Store(*args, is_sealing=True),
     "ts_file": Objects,
     "ts_direct": lambda *args: Objects(*args, mode="direct"),
     "ts_segment": lambda *args: Objects(*args, segment_bytes=16 << 20, in_flight=4, mode="direct"),
@@ -346,6 +371,11 @@ WAYS: dict[str, Callable[[Path, int, int], Way]] = {
 
 def _hash(index: int) -> bytes:
     return index.to_bytes(32, "little")
+
+
+def batch_of(block_bytes: int) -> int:
+    """Blocks in a call."""
+    return max(16, (4 << 20) // block_bytes)
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -368,31 +398,32 @@ def drop_cache(folder: Path) -> None:
 
 def measure(make: Callable[[Path, int, int], Way], folder: Path, num_blocks: int, size: int):
     """One round of one way; GB/s and CPU seconds per GB."""
-    source, target = memory(BATCH * size), memory(BATCH * size)
-    source[:] = np.random.default_rng(0).bytes(BATCH * size)
-    blocks = [source[index * size : (index + 1) * size] for index in range(BATCH)]
-    buffers = [target[index * size : (index + 1) * size] for index in range(BATCH)]
-    for buffer in buffers:
-        buffer[:] = bytes(size)
+    batch = batch_of(size)
+    source, target = memory(batch * size), memory(batch * size)
+    source[:] = np.random.default_rng(0).bytes(batch * size)
+    target[:] = bytes(batch * size)
+    blocks = [source[index * size : (index + 1) * size] for index in range(batch)]
+    buffers = [target[index * size : (index + 1) * size] for index in range(batch)]
     gigabytes = num_blocks * size / 1e9
     os.sync()
     way = make(folder, num_blocks, size)
+    way.prepare(blocks)
     try:
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
-        for first in range(0, num_blocks, BATCH):
+        for first in range(0, num_blocks, batch):
             way.write(first, blocks)
         way.finish()
         write_s, write_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
         drop_cache(folder)
         order = random.Random(1).sample(range(num_blocks), num_blocks)
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
-        for first in range(0, num_blocks, BATCH):
-            way.read(order[first : first + BATCH], buffers)
+        for first in range(0, num_blocks, batch):
+            way.read(order[first : first + batch], buffers)
         read_s, read_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     finally:
         way.close()
-    for index, buffer in zip(order[-BATCH:], buffers, strict=True):
-        assert buffer == blocks[index % BATCH], "read something else than was written"
+    for index, buffer in zip(order[-batch:], buffers, strict=True):
+        assert buffer == blocks[index % batch], "read something else than was written"
     return {
         "write_gb_per_s": round(gigabytes / write_s, 3),
         "read_gb_per_s": round(gigabytes / read_s, 3),
@@ -428,7 +459,7 @@ def main() -> None:
     args = parser.parse_args()
     about = environment(args.folder)
     for size in BLOCK_SIZES:
-        num_blocks = (args.mib << 20) // size // BATCH * BATCH
+        num_blocks = (args.mib << 20) // size // batch_of(size) * batch_of(size)
         rounds: dict[str, list[dict[str, float]]] = {}
         for round_ in range(args.rounds):
             for name in args.only.split(","):

@@ -10,7 +10,7 @@ import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -113,17 +113,19 @@ class IOThreads:
 
     def __init__(self, num_threads: int):
         self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads, "kv-disk") if num_threads > 1 else None
+        self._pool = ThreadPoolExecutor(num_threads - 1, "kv-disk") if num_threads > 1 else None
 
     def run(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Return when all are done; a task handles its own errors."""
         if self._pool is None or len(tasks) < 2:
             return _run_each(tasks)
-        # Few long tasks, not many short ones: handing one over costs as much as a small read.
-        share = -(-len(tasks) // self._num_threads)
-        shares = [tasks[start : start + share] for start in range(0, len(tasks), share)]
-        for future in [self._pool.submit(_run_each, share) for share in shares]:
-            future.result()
+        # Threads help themselves, the caller too: handing a task over costs as much as it does.
+        left = iter(tasks)
+        num_helpers = min(self._num_threads, len(tasks)) - 1
+        helpers = [self._pool.submit(_run_each, left) for _ in range(num_helpers)]
+        _run_each(left)
+        for helper in helpers:
+            helper.result()
 
     def close(self) -> None:
         """End the threads."""
@@ -131,7 +133,7 @@ class IOThreads:
             self._pool.shutdown()
 
 
-def _run_each(tasks: Sequence[Callable[[], None]]) -> None:
+def _run_each(tasks: Iterable[Callable[[], None]]) -> None:
     for task in tasks:
         task()
 

@@ -199,7 +199,8 @@ class Segment:
     def create(
         cls, folder: Path, segment_id: int, slot_bytes: int, num_slots: int, direct: bool
     ) -> "Segment":
-        """A new file with every slot free; whole or not there at all.
+        """A new file with every slot free; whole or not there, unless the power is cut before
+        it is synced, which `load` finds.
 
         Raises:
             OSError: e.g. no space left.
@@ -211,7 +212,6 @@ class Segment:
             try:
                 os.posix_fallocate(descriptor, 0, self.num_bytes_of_file)
                 os.pwrite(descriptor, _pack_header(segment_id, slot_bytes, num_slots), 0)
-                os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             os.rename(temporary, self.path)
