@@ -57,7 +57,9 @@ class CacheConfig:
         "URLs of the stores behind the host tier, nearest first, separated by blanks, such as "
         "'file:///var/cache/jaxserve?max_bytes=100GiB s3://bucket/kv'",
     )
-    kv_ttl: str | None = setting(None, "how long stored blocks may live, such as 7d; default: ever")
+    kv_ttl: str | None = setting(
+        None, "how long stored blocks may live, such as 7d; default: for ever"
+    )
     kv_encrypt: bool = setting(
         False, "encrypt stored blocks (AES-256-GCM, a key per tenant) with the master key"
     )
@@ -111,6 +113,9 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on; a public one needs an API key")
     port: int = setting(8000, "port to listen on; 0 picks a free one")
     api_key: str | None = setting(None, "key that clients must send as a bearer token")
+    admin_key: str | None = setting(
+        None, "another key, for /admin routes (`jaxserve kv`); without it there are none"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,13 @@ class Config:
                 f"max_num_seqs ({self.scheduler.max_num_seqs}): each running sequence needs one "
                 "token a step; raise the first or lower the second"
             )
+        if self.server.admin_key is not None and self.server.admin_key == self.server.api_key:
+            raise ConfigError(
+                "admin_key equals api_key: clients could clear and erase the KV cache; make it "
+                "another one, for instance with `openssl rand -hex 32`"
+            )
+        if "" in (self.server.admin_key, self.server.api_key):
+            raise ConfigError("an API key or admin key is empty; leave it out, or give a real one")
         if not _is_loopback(self.server.host) and not self.server.api_key:
             raise ConfigError(
                 f"host {self.server.host!r} can be reached from other machines: set an API key "

@@ -14,13 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 import jaxserve
-from jaxserve.errors import EngineDeadError, RequestError
+from jaxserve.errors import EngineDeadError, RequestError, StoreError
 from jaxserve.llm import EngineLike
+from jaxserve.server.admin import add_admin_routes
 from jaxserve.server.chat import chat_completions
 from jaxserve.server.completions import completions
 from jaxserve.server.context import Context
 from jaxserve.server.errors import ApiError, from_exception, from_validation, unavailable
 from jaxserve.server.guard import REQUEST_ID, App, Guard
+from jaxserve.server.metrics import METRICS_TYPE
 from jaxserve.server.openai import ChatCompletionRequest, CompletionRequest
 from jaxserve.server.streaming import ClientGoneError
 
@@ -32,9 +34,10 @@ CLIENT_CLOSED_REQUEST = 499
 def create_app(engine: EngineLike) -> App:
     """An ASGI app that serves `engine`, and owns it from its start-up on.
 
-    Its API key is the one in the engine's config.
+    Its API key and admin key are those in the engine's config.
     """
-    return Guard(_routes(engine), api_key=engine.config.server.api_key)
+    server = engine.config.server
+    return Guard(_routes(engine), api_key=server.api_key, admin_key=server.admin_key)
 
 
 def _routes(engine: EngineLike) -> FastAPI:
@@ -85,6 +88,12 @@ def _routes(engine: EngineLike) -> FastAPI:
             return unavailable().response()
         return await chat_completions(context, body, request)
 
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return Response(await context_of(request).metrics(), media_type=METRICS_TYPE)
+
+    if engine.config.server.admin_key is not None:
+        add_admin_routes(app, context_of)
     return app
 
 
@@ -103,6 +112,10 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def request_error(request: Request, error: RequestError) -> Response:
+        return from_exception(error, request.scope[REQUEST_ID]).response()
+
+    @app.exception_handler(StoreError)
+    async def store_error(request: Request, error: StoreError) -> Response:
         return from_exception(error, request.scope[REQUEST_ID]).response()
 
     @app.exception_handler(EngineDeadError)

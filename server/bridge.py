@@ -12,14 +12,20 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.llm import EngineLike
 from jaxserve.types import Request, TokenEvent
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOOK_AGAIN_S = 1.0
+"""How often whoever waits for the engine's thread looks whether it still lives."""
 
 
 class EventQueue:
@@ -117,6 +123,36 @@ class EngineBridge:
         if live:
             self._inbox.put(lambda: self._abort(live))
 
+    def run(self, function: Callable[[], T]) -> T:
+        """Run something short on the engine's thread, between steps; returns what it returned.
+
+        Waits, so it is for threads other than the event loop's and the engine's.
+
+        Raises:
+            EngineDeadError: the engine has failed or is being closed.
+            Exception: whatever the function raised; the engine goes on.
+        """
+        outcome: Future[T] = Future()
+        self._inbox.put(lambda: _fulfil(outcome, function))
+        while True:
+            try:
+                return outcome.result(timeout=LOOK_AGAIN_S)
+            except TimeoutError:
+                if outcome.done():  # it is the function's own
+                    raise
+                if not self._thread.is_alive():
+                    raise EngineDeadError("the engine has stopped") from None
+
+    def wait(self, event: threading.Event) -> None:
+        """Wait for something that the engine's thread will set.
+
+        Raises:
+            EngineDeadError: it never will.
+        """
+        while not event.wait(LOOK_AGAIN_S):
+            if not self._thread.is_alive():
+                raise EngineDeadError("the engine has stopped")
+
     async def stop(self) -> None:
         """End all requests, stop the thread and close the engine."""
         self.error = self.error or EngineDeadError("the server is shutting down")
@@ -201,6 +237,13 @@ class EngineBridge:
             queue.fail(error)
         for admitted in self._admissions:
             _settle(admitted, error)
+
+
+def _fulfil(outcome: "Future[T]", function: Callable[[], T]) -> None:
+    try:
+        outcome.set_result(function())
+    except Exception as error:
+        outcome.set_exception(error)
 
 
 def _settle(admitted: "asyncio.Future[None]", error: Exception | None) -> None:

@@ -2,19 +2,26 @@
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxserve.errors import RequestError
 from jaxserve.llm import EngineLike, limits_of
-from jaxserve.requests import DrawSeed, Limits, make_requests
+from jaxserve.requests import DrawSeed, Limits, check_token_ids, make_requests
 from jaxserve.server.answers import Answers
 from jaxserve.server.bridge import EngineBridge
+from jaxserve.server.metrics import render
 from jaxserve.server.openai import SamplingFields
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from jaxserve.engine.kv_admin import KVAdmin
+
+T = TypeVar("T")
 
 WARMUP_MESSAGES = ({"role": "user", "content": "Hello"},)
 """Rendered once at start: the first client need not wait until the template is compiled."""
@@ -32,6 +39,8 @@ class Context:
     model_name: str
     draw_seed: DrawSeed
     bridge: EngineBridge
+    engine: EngineLike
+    kv: "KVAdmin | None" = None
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -40,13 +49,30 @@ class Context:
         if engine.tokenizer.has_chat_template:
             with contextlib.suppress(RequestError):  # some templates refuse this message
                 engine.tokenizer.encode_chat(WARMUP_MESSAGES)
+        bridge = EngineBridge(engine)
         return cls(
             tokenizer=engine.tokenizer,
             limits=limits_of(engine),
             model_name=engine.model_name,
             draw_seed=DrawSeed(engine.config.runtime.seed),
-            bridge=EngineBridge(engine),
+            bridge=bridge,
+            engine=engine,
+            kv=_kv_admin(engine, bridge),
         )
+
+    async def metrics(self) -> bytes:
+        """What the engine counts, as Prometheus text."""
+        engine, bridge = self.engine, self.bridge
+
+        def read() -> bytes:
+            stats = getattr(engine, "stats", None)
+            kv_stats = getattr(engine, "kv_stats", None)
+            if stats is None or kv_stats is None:
+                return render(None, None, bridge.num_live)
+            counted = bridge.run(lambda: (stats(), kv_stats()))
+            return render(*counted, bridge.num_live)
+
+        return await beside(read)
 
     def check_model(self, name: str | None) -> None:
         """Raises RequestError if a request names another model."""
@@ -94,3 +120,46 @@ class Context:
     async def submit(self, requests: Sequence[Request]) -> Answers:
         """Admit requests, all or none, before anything of the response is sent."""
         return await Answers.submit(self.bridge, requests, self.tokenizer)
+
+
+def _kv_admin(engine: EngineLike, bridge: EngineBridge) -> "KVAdmin | None":
+    """The administration of the engine's tiers, if it is an engine that has any."""
+    if not hasattr(engine, "tier_control"):
+        return None
+    from jaxserve.engine import Engine
+    from jaxserve.engine.kv_admin import KVAdmin
+
+    assert isinstance(engine, Engine)
+    limits = limits_of(engine)
+
+    def encode(prompt: Any) -> Sequence[int]:
+        ids = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return check_token_ids(ids, "prompt", limits.vocab_size)
+
+    return KVAdmin(engine, bridge.run, bridge.wait, encode)
+
+
+async def beside(function: Callable[[], T]) -> T:
+    """Run what may take long in a thread of its own, which nothing waits for at the end."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)  # pyright: ignore[reportArgumentType]
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has gone: nobody is left to tell
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="jaxserve-beside", daemon=True).start()
+    return await outcome

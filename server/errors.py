@@ -11,13 +11,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from jaxserve.errors import EngineDeadError, RequestError
+from jaxserve.errors import EngineDeadError, RequestError, StoreError
 
 MAX_MESSAGE_CHARS = 2000
 MAX_ERRORS_TOLD = 3
 RETRY_AFTER_S = 1
 
-STATUS_OF_CODE = {"queue_full": 429, "model_not_found": 404}
+STATUS_OF_CODE = {"queue_full": 429, "model_not_found": 404, "busy": 409, "unsupported_engine": 501}
 TYPE_OF_STATUS = {
     401: "authentication_error",
     404: "not_found_error",
@@ -63,6 +63,8 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
         status = STATUS_OF_CODE.get(error.code, 400)
         headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 429 else {}
         return ApiError(status, str(error), error.code, error.param, headers)
+    if isinstance(error, StoreError):
+        return ApiError(503, str(error), "store_error", headers={"Retry-After": "30"})
     if isinstance(error, EngineDeadError):
         message = f"the engine stopped while it served this request (request id {request_id})"
         return ApiError(500, message, "engine_dead")

@@ -1,7 +1,8 @@
-"""The outermost ASGI layer: API key, body size, content type, request id. No request passes it by.
+"""The outermost ASGI layer: keys, body size, content type, request id. No request passes it by.
 
 Decides on the path the server routes by, never on a rebuilt URL. Knows nothing of the endpoints,
-except that health checks need no key.
+except that health checks need no key, and that everything below /admin needs the admin key, which
+no other key can stand for.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_BODY_BYTES = 32 << 20
 JSON = b"application/json"
 OPEN_PATHS = frozenset({"/health"})
+ADMIN, METRICS = "/admin", "/metrics"
 REQUEST_ID = "jaxserve.request_id"
 
 
@@ -30,11 +32,20 @@ class Guard:
 
     Args:
         api_key: what clients must send as a bearer token; None lets everyone in.
+        admin_key: what /admin asks for; None: there is nothing below it. It opens /metrics, too.
     """
 
-    def __init__(self, app: App, *, api_key: str | None, max_body_bytes: int = MAX_BODY_BYTES):
+    def __init__(
+        self,
+        app: App,
+        *,
+        api_key: str | None,
+        admin_key: str | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ):
         self._app = app
         self._key_digest = None if api_key is None else _digest(api_key.encode())
+        self._admin_digest = None if admin_key is None else _digest(admin_key.encode())
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,10 +71,15 @@ class Guard:
         await self._app(scope, self._limited(receive), send_with_id)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
-        if scope["path"] not in OPEN_PATHS and not self._has_key(headers):
+        path = scope["path"]
+        is_admin = path == ADMIN or path.startswith(ADMIN + "/")
+        if is_admin and self._admin_digest is None:
+            return ApiError(404, f"{scope['method']} {path[:200]}: Not Found")
+        if not self._may_pass(path, is_admin, headers):
             return ApiError(
                 401,
-                "a valid API key is required: send it as 'Authorization: Bearer KEY'",
+                f"a valid {'admin' if is_admin else 'API'} key is required: send it as "
+                "'Authorization: Bearer KEY'",
                 "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
@@ -77,13 +93,13 @@ class Guard:
             return self._too_large()
         return None
 
-    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        if self._key_digest is None:
+    def _may_pass(self, path: str, is_admin: bool, headers: dict[bytes, bytes]) -> bool:
+        if is_admin:
+            return _has_key(headers, self._admin_digest)
+        if path in OPEN_PATHS or self._key_digest is None:
             return True
-        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(
-            _digest(key.strip()), self._key_digest
-        )
+        is_known = _has_key(headers, self._key_digest)
+        return is_known or (path == METRICS and _has_key(headers, self._admin_digest))
 
     def _limited(self, receive: Receive) -> Receive:
         """Counts the body while it arrives: a length may be missing or wrong."""
@@ -101,6 +117,13 @@ class Guard:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._max_body_bytes >> 20} MiB")
+
+
+def _has_key(headers: dict[bytes, bytes], digest: bytes | None) -> bool:
+    """Whether the bearer token is the key of that digest; as quick for a near miss as for any."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    is_equal = hmac.compare_digest(_digest(key.strip()), digest or bytes(32))
+    return is_equal and digest is not None and scheme.lower() == b"bearer"
 
 
 def _digest(key: bytes) -> bytes:

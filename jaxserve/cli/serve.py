@@ -17,7 +17,7 @@ from jaxserve.config import Config
 from jaxserve.errors import ConfigError
 from jaxserve.settings import Settings
 
-SECRET = frozenset({"api_key"})
+SECRET = frozenset({"api_key", "admin_key"})
 GRACEFUL_S = 10
 MAX_PORT = 65_535
 SWITCH_S = 0.0005

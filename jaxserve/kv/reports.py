@@ -3,6 +3,7 @@
 Knows nothing of how it is done.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -87,7 +88,8 @@ class RecomputeCheck:
         num_equal: equal to the last bit.
         num_skipped: could not be computed or read now.
         max_abs_difference: the largest of all elements.
-        max_relative_error: norm of the difference over norm of the block, the largest of all.
+        max_relative_error: norm of the difference over norm of the block, the largest of all;
+            infinite (in JSON: null) if one copy holds no numbers.
         num_wrong: beyond `MAX_RELATIVE_ERROR`; these were deleted.
         note: what limited the choice of blocks, if something did.
     """
@@ -129,7 +131,11 @@ class VerifyReport:
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON, with the verdict."""
-        return {**asdict(self), "is_damaged": self.is_damaged, "is_complete": self.is_complete}
+        body = {**asdict(self), "is_damaged": self.is_damaged, "is_complete": self.is_complete}
+        for name, value in (body["recompute"] or {}).items():
+            if value == math.inf:  # JSON has none
+                body["recompute"][name] = None
+        return body
 
 
 @dataclass(frozen=True, slots=True)

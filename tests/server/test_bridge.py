@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 
 import pytest
@@ -154,5 +155,22 @@ def test_stopping_ends_what_runs_and_closes_the_engine():
         with pytest.raises(EngineDeadError):
             while True:
                 await queue.get()
+
+    asyncio.run(main())
+
+
+def test_functions_run_on_the_engines_thread_and_their_errors_come_back():
+    async def main() -> None:
+        bridge = EngineBridge(FakeEngine())
+        name = await asyncio.to_thread(bridge.run, lambda: threading.current_thread().name)
+        assert name == "jaxserve-engine"
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(bridge.run, lambda: 1 // 0)
+        assert len(await drain(await bridge.submit(requests("a")))) == 5, "the engine goes on"
+        await bridge.stop()
+        with pytest.raises(EngineDeadError):
+            await asyncio.to_thread(bridge.run, lambda: None)
+        with pytest.raises(EngineDeadError):
+            await asyncio.to_thread(bridge.wait, threading.Event())
 
     asyncio.run(main())
