@@ -1,0 +1,107 @@
+"""The default policy learns: it comes close to whichever fixed policy suits a workload."""
+
+import random
+
+import pytest
+
+from bench.kv_workloads import WORKLOADS
+from jaxserve.kv.policy import make_policy
+from jaxserve.kv.policy.adaptive import Adaptive
+from jaxserve.kv.policy.shadows import BALANCES
+from jaxserve.kv.policy.use_classes import (
+    NUM_CLASSES,
+    UseClasses,
+    UseMemory,
+    class_of,
+    typical_uses,
+)
+from jaxserve.kv.simulate import TierSpec, replay
+from jaxserve.kv.traces import make_trace
+
+KEYS = [random.Random(index).randbytes(16) for index in range(5000)]
+
+
+def hit_ratio(workload: str, policy: str, share: float, num_requests: int) -> float:
+    trace = make_trace(WORKLOADS[workload](num_requests=num_requests))
+    spec = TierSpec("tier", policy, int(trace.num_unique * share))
+    return replay(trace, [spec]).hit_ratio
+
+
+@pytest.mark.parametrize(
+    ("workload", "share", "rival", "margin"),
+    [
+        ("chat", 0.2, "lru", -0.01),
+        ("shared_prompts", 0.01, "tinylfu", -0.005),
+        ("scans", 0.05, "lru?store_threshold=2", -0.005),
+        ("documents", 0.05, "arc", 0.01),
+        ("drift", 0.05, "s3fifo", 0.02),
+        ("loop", 0.2, "lru", 0.1),
+    ],
+)
+def test_it_keeps_up_with_the_policy_that_suits_a_workload(
+    workload: str, share: float, rival: str, margin: float
+):
+    learned = hit_ratio(workload, "auto", share, 4000)
+    assert learned >= hit_ratio(workload, rival, share, 4000) + margin
+
+
+def test_without_being_told_of_requests_it_keeps_the_balance_that_it_starts_with():
+    policy = make_policy("auto", 100)
+    assert isinstance(policy, Adaptive)
+    for key in KEYS:
+        if policy.admits(key):
+            victim = policy.victim(lambda key: True)
+            if len(policy._resident) == 100:
+                assert victim is not None
+                policy.remove(victim, evicted=True)
+            policy.insert(key)
+    assert policy._shadows.leader == BALANCES[0]
+    policy.check_integrity(set(KEYS[-100:]))
+
+
+def test_shadows_change_the_leader_when_the_workload_changes():
+    policy = Adaptive(64)
+    leaders = set()
+    popular = KEYS[:50]
+    for number in range(3000):  # popular keys among scans, then keys that are used twice in a row
+        policy.observe([popular[number % 50]])
+        policy.observe(KEYS[100 + 7 * number % 4000 :][:3])
+        leaders.add(policy._shadows.leader)
+    for number in range(20_000):
+        policy.observe([KEYS[(number // 2 * 31 + number % 2 * 17) % 5000]])
+        policy.observe([KEYS[number // 60 * 40 % 5000 + number % 60 % 40]])
+    assert len(leaders | {policy._shadows.leader}) >= 2
+    policy.check_integrity(set())
+
+
+def test_a_key_that_was_used_more_often_waits_longer():
+    classes = UseClasses()
+    classes.put(KEYS[0], 4, now=0)
+    classes.put(KEYS[1], 1, now=10)
+    lru, lfu = BALANCES[1].weights(), BALANCES[7].weights()
+    assert classes.first(lru, now=20) == KEYS[0]
+    assert classes.first(lfu, now=20) == KEYS[1]
+
+
+def test_classes_grow_with_the_number_of_uses():
+    classes = [class_of(num_uses) for num_uses in range(1, 256)]
+    assert classes == sorted(classes) and set(classes) == set(range(NUM_CLASSES))
+    for index in range(NUM_CLASSES - 1):
+        members = [num_uses for num_uses in range(1, 256) if class_of(num_uses) == index]
+        assert min(members) <= typical_uses(index) <= max(members)
+
+
+def test_uses_are_remembered_for_at_least_the_keys_used_last():
+    memory = UseMemory(1000)
+    for index, key in enumerate(KEYS):
+        memory.put(key, 1 + index % 200)
+    for index in range(4000, 5000):
+        assert memory.get(KEYS[index]) == 1 + index % 200
+    assert not any(memory.get(KEYS[index]) for index in range(3000)), "more than twice as many"
+
+
+def test_uses_of_keys_never_put_in_are_zero():
+    memory = UseMemory(2500)
+    for key in KEYS[:2500]:
+        memory.put(key, 9)
+    assert not any(memory.get(key) for key in KEYS[2500:])
