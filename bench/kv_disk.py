@@ -18,7 +18,7 @@ as of one prompt. Every way takes its turn in each round; nothing else should ru
     ts_zarr3      its `zarr3` driver: an array of 64 MiB in one shard, a chunk a block
 
 Prints one JSON line per way, block size and round, and one with the medians and their share of
-the best plain way. GB are 1e9 bytes; `*_cpu_s` is CPU time of the process per GB.
+the best of the two direct ones. GB are 1e9 bytes; `*_cpu_s` is CPU time of the process per GB.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from jaxserve.kv.stores.disk_options import DiskOptions
 from jaxserve.kv.stores.tasks import Scratch
 
 BLOCK_SIZES = (32 << 10, 256 << 10, 1 << 20, 4 << 20)
-PLAIN = ("direct", "direct_4", "buffered")
+PLAIN = ("direct", "direct_4")
 
 
 class Way(Protocol):
@@ -455,10 +455,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("."), help="on the disk in question")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mib", type=int, default=256, help="written and read in each turn")
+    default = ",".join(str(size >> 10) for size in BLOCK_SIZES)
+    parser.add_argument("--kib", default=default, help="block sizes, with commas between")
     parser.add_argument("--only", default=",".join(WAYS), help="ways, with commas between")
     args = parser.parse_args()
     about = environment(args.folder)
-    for size in BLOCK_SIZES:
+    for size in [int(kib) << 10 for kib in args.kib.split(",")]:
         num_blocks = (args.mib << 20) // size // batch_of(size) * batch_of(size)
         rounds: dict[str, list[dict[str, float]]] = {}
         for round_ in range(args.rounds):
