@@ -7,8 +7,9 @@ PYTHON_NEXT ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/pyth
   $$p -c 'import venv' 2>/dev/null && echo $$p && break; done)
 JAX_NEXT ?= 0.11.2
 TESTS ?= tests
+OUT ?= kv_policies.json
 
-.PHONY: demo test test-all lint bench parity prove train docs clean
+.PHONY: demo test test-all lint bench kv-policies parity prove train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -35,6 +36,11 @@ endif
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.host_overhead
 	$(BIN)/python -m bench.peers_cpu
+
+# TRACE=conversation_trace.jsonl (Mooncake's) also holds the simulator to its published figures.
+kv-policies: $(VENV)/.installed-dev
+	$(if $(TRACE),$(BIN)/python -m bench.kv_policies --check $(TRACE))
+	$(BIN)/python -m bench.kv_policies $(addprefix --trace ,$(TRACE)) --out $(OUT)
 
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.parity.run
