@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Outcome(enum.Enum):
-    """STARTED; NO_ROOM: lacks a slot or pages; BEHIND: its next block is being computed."""
+    """STARTED; NO_ROOM: lacks a slot or pages; BEHIND: its blocks are about to be there."""
 
     STARTED = "started"
     NO_ROOM = "no_room"
@@ -31,11 +31,13 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Why trying again is useless: until more pages are free, or more blocks can be found."""
+    """Why trying again is useless: until more pages are free, fewer are needed by those who run, or
+    more blocks can be found."""
 
     seq: Sequence
     required: tuple[int, ...]
     num_published: int
+    num_running: int
 
 
 class Admission:
@@ -70,6 +72,8 @@ class Admission:
         if len(prefix.names) < len(names) and names[len(prefix.names)] in draft.computing:
             return Outcome.BEHIND
         if prefix.decision is not None and self._finder.is_loading_for_others(prefix):
+            return Outcome.BEHIND
+        if self._finder.is_being_saved(seq, prefix):
             return Outcome.BEHIND
         before = [group.num_available for group in pager.index.groups]
         num_named = prefix.num_device
@@ -135,6 +139,8 @@ class Admission:
             return False
         if refusal.num_published != self.num_prefill_blocks:
             return False
+        if self._roster.slots.num_used < refusal.num_running:
+            return False
         groups = self._roster.pager.index.groups
         return any(
             group.num_available < required
@@ -167,7 +173,7 @@ class Admission:
             pages + before - group.num_available
             for pages, before, group in zip(needed, available_before, groups, strict=True)
         )
-        self._refusal = _Refusal(seq, required, self.num_prefill_blocks)
+        self._refusal = _Refusal(seq, required, self.num_prefill_blocks, roster.slots.num_used)
         return False
 
 
