@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxserve.kv.stores.stats import WorkerStats
+from jaxserve.kv.stores.stats import OperationStats, WorkerStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,16 @@ class KVStats:
         """The same as plain dicts, lists, texts and numbers."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "KVStats":
+        """Undo `as_json`; raises TypeError or KeyError if it is something else."""
+        stores = [
+            StoreStats(store["name"], WorkerStats(**_worker(store["worker"])))
+            for store in body["stores"]
+        ]
+        tiers = [TierStats(**tier) for tier in body["tiers"]]
+        return cls(**{**body, "tiers": tuple(tiers), "stores": tuple(stores)})
+
     def __str__(self) -> str:
         """The same for people, in a few lines."""
         rows = [("tier", "blocks", "bytes", "of", "evicted", "pinned", "hit tokens")]
@@ -135,6 +145,13 @@ class KVStats:
                     f"{title}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
                 )
         return "\n".join(lines)
+
+
+def _worker(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: OperationStats(**value) if isinstance(value, Mapping) else value
+        for name, value in body.items()
+    }
 
 
 def show_bytes(num_bytes: float) -> str:

@@ -60,6 +60,7 @@ def verify_store(
         progress: told how many records have been read so far.
     """
     start_s, verdicts = time.monotonic(), Counter[str]()
+    own_before = _found_by_itself(worker.store)
     damaged: list[BlockHash] = []
     num_records = num_bytes = num_gone = 0
     error = ""
@@ -79,21 +80,32 @@ def verify_store(
             progress(num_records)
     except StoreError as failure:
         error = str(failure)
-    num_deleted = 0
+    num_own = min(num_gone, _found_by_itself(worker.store) - own_before)
+    if num_own:
+        verdicts[Verdict.CORRUPT.value] += num_own
+        num_gone -= num_own
+    num_deleted = num_own
     if damaged:
         erasure = remove(worker, lambda store: store.delete(damaged))
-        num_deleted, error = erasure.num_records, error or erasure.error
+        num_deleted, error = num_deleted + erasure.num_records, error or erasure.error
     return StoreCheck(
         worker.name,
         num_records,
         num_bytes,
         dict(verdicts),
         num_gone,
-        len(damaged),
+        len(damaged) + num_own,
         num_deleted,
         time.monotonic() - start_s,
         error,
     )
+
+
+def _found_by_itself(store: Store) -> int:
+    """Damaged records that the store noticed, and gave up, when it was asked for them."""
+    stats = getattr(store, "stats", None)
+    counts = None if stats is None else stats()
+    return getattr(counts, "num_corrupt", 0) + getattr(counts, "num_io_errors", 0)
 
 
 class _Reader:
