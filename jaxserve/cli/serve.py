@@ -105,11 +105,22 @@ def ready(engine: Any, url: str, elapsed_s: float) -> list[str]:
         f"  KV cache  {pages} pages of {config.cache.page_size} tokens = "
         f"{report.num_cache_tokens:,} tokens, {report.kv_bytes / 2**20:,.0f} MiB; "
         f"context {engine.max_model_len:,} tokens",
+        *_tiers(engine),
         f"  graphs    {report.num_graphs} compiled in {report.compile_s:.1f} s",
         f"ready after {elapsed_s:.1f} s: {engine.model_name} on {url}/v1",
         f"  curl {url}/v1/{path} -H 'Content-Type: application/json'{key} \\",
         f"    -d '{json.dumps(body)}'",
     ]
+
+
+def _tiers(engine: Any) -> list[str]:
+    """A line about what is below the device, if anything is."""
+    lower = getattr(engine, "lower", None)
+    if lower is None:
+        return []
+    stores = [worker.name for worker in lower.cascade.workers] if lower.cascade else []
+    size = f"{lower.pool.num_bytes / 2**20:,.0f} MiB in {lower.pool.num_slots:,} slots"
+    return [f"  KV tiers  host {size}" + "".join(f", {name}" for name in stores)]
 
 
 async def _run(engine: Any, listener: socket.socket, url: str, started_s: float) -> None:

@@ -6,6 +6,7 @@ pages, slots, engines or jax.
 """
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -236,6 +237,8 @@ def scan(worker: StoreWorker) -> Iterator[RecordInfo]:
     Raises:
         StoreError: it cannot be listed, whatever the reason.
     """
+    if worker.estimate_probe_s(1) == math.inf:  # else this thread might wait for it for ever
+        raise StoreError(f"The store {worker.name} takes no reads now; try again later.")
     try:
         yield from worker.store.scan()
     except StoreError:
