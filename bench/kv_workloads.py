@@ -10,6 +10,13 @@
     phases           all of the above but drift, one after the other
     mixed            chat, documents, shared prompts and scans at once
 
+Written after the default policy was made, to judge it:
+
+    long_chat        like chat, with ten turns, long pauses and more prompts of one turn
+    tree             prompts of three parts by popularity, each part depending on those before
+    flat             20,000 documents whose popularity differs little
+    tides            two populations of prompts that take turns, and prompts that never come again
+
 A request is a list of block names, head first.
 """
 
@@ -184,6 +191,53 @@ def mixed(seed: int = 9, num_requests: int = 16_000) -> Requests:
     return [next(streams[index]) for index in order]
 
 
+def long_chat(seed: int = 77, num_requests: int = 12_000) -> Requests:
+    return _sessions(
+        seed,
+        num_requests,
+        starts_per_s=1.0,
+        mean_turns=10,
+        pause_s=300,
+        pause_spread=1.6,
+        first_blocks=4,
+        one_shot_share=0.6,
+    )
+
+
+def tree(seed: int = 78, num_requests: int = 12_000) -> Requests:
+    source = _Source(seed)
+    roots = source.pieces(20, 10, 0.4, 4, 30)
+    ranks = (_zipf(20, 0.9), _zipf(60, 0.9), _zipf(15, 1.1))
+    branches: dict[tuple[int, ...], Blocks] = {}
+    requests: Requests = []
+    for _ in range(num_requests):
+        root, branch, leaf = (source.rank(cumulative) for cumulative in ranks)
+        for path, median in (((root, branch), 6), ((root, branch, leaf), 5)):
+            if path not in branches:
+                branches[path] = source.fresh(source.size(median, 0.6, 1, 30))
+        context = roots[root] + branches[root, branch] + branches[root, branch, leaf]
+        requests.append(context + source.fresh(source.size(2, 0.8, 1, 20)))
+    return requests
+
+
+def flat(seed: int = 79, num_requests: int = 15_000) -> Requests:
+    source, ranks = _Source(seed), _zipf(20_000, 0.6)
+    pieces = source.pieces(20_000, 14, 0.7, 2, 80)
+    return [pieces[source.rank(ranks)] + source.fresh(1) for _ in range(num_requests)]
+
+
+def tides(seed: int = 80, num_requests: int = 16_000) -> Requests:
+    source, ranks = _Source(seed), _zipf(400, 0.9)
+    populations = [source.pieces(400, 10, 0.5, 2, 40) for _ in range(2)]
+    requests: Requests = []
+    for number in range(num_requests):
+        prompts = populations[number // 2000 % 2]
+        is_popular = source.random.random() < 0.6
+        head = prompts[source.rank(ranks)] if is_popular else []
+        requests.append(head + source.fresh(source.size(6, 0.8, 1, 60)))
+    return requests
+
+
 def _parts(
     seed: int, num_requests: int, generators: Sequence[Callable[[int, int], Requests]]
 ) -> list[Requests]:
@@ -208,5 +262,9 @@ WORKLOADS: dict[str, Callable[..., Requests]] = {
         loop,
         phases,
         mixed,
+        long_chat,
+        tree,
+        flat,
+        tides,
     )
 }

@@ -24,7 +24,7 @@ MIN_KEYS = 512
 HALF_LIFE = 16
 """A hit counts half once so many times the shadow's capacity have been referred to since."""
 
-CHOOSE_EVERY = 512
+CHOOSE_EVERY = 64
 """References of the sample between two choices of a leader."""
 
 OPEN_SHARE = 1 / 64
