@@ -180,7 +180,7 @@ class Objects:
         spec = {"driver": "file", "path": f"{self._folder}/"}
         self._objects = ts.KvStore.open(spec, context=ts.Context(context)).result()
         self._size = block_bytes
-        self._per_segment = max(batch_of(block_bytes), segment_bytes // block_bytes)
+        self._per_segment = segment_bytes // block_bytes or batch_of(block_bytes)
         self._is_synced = in_flight > 1
         self._in_flight = in_flight
         self._pending: list[Any] = []
@@ -191,11 +191,13 @@ class Objects:
         pass
 
     def write(self, first, blocks):
-        # What waits for its segment to be full has to be kept.
-        is_whole = self._per_segment == len(blocks)
-        self._parts += blocks if is_whole else [bytes(block) for block in blocks]
-        if len(self._parts) >= self._per_segment:
-            self._write_segment()
+        for start in range(0, len(blocks), self._per_segment):
+            part = blocks[start : start + self._per_segment]
+            # What waits for its segment to be full has to be kept.
+            is_whole = len(part) == self._per_segment
+            self._parts += part if is_whole else [bytes(block) for block in part]
+            if len(self._parts) >= self._per_segment:
+                self._write_segment()
 
     def _write_segment(self):
         while len(self._pending) >= self._in_flight:
