@@ -69,6 +69,13 @@ class HostIndex:
         slot = self._slots.get(name, -1)
         return slot >= 0 and bool(self._resident[slot] >> group & 1)
 
+    def will_have(self, name: BlockHash, group: int) -> bool:
+        """Whether the group's bytes of a block are there or on their way."""
+        slot = self._slots.get(name, -1)
+        if slot < 0 or slot in self._doomed:
+            return False
+        return bool((self._resident[slot] | self._writing[slot]) >> group & 1)
+
     def is_complete(self, name: BlockHash) -> bool:
         """Whether the bytes of every group are there."""
         slot = self._slots.get(name, -1)

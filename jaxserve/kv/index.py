@@ -275,6 +275,7 @@ class KVIndex:
         self.page_size = page_size
         self.groups = tuple(GroupIndex(count, group) for group, count in enumerate(num_pages))
         self.windows = tuple(group.cache.window for group in kv_groups)
+        self.has_windows = any(window is not None for window in self.windows)
 
     def listen(self, listener: Listener) -> None:
         """Tell `listener` of all groups' blocks from now on."""
@@ -296,6 +297,7 @@ class KVIndex:
         self,
         hashes: Sequence[BlockHash],
         elsewhere: Callable[[BlockHash, int], bool] | None = None,
+        max_tokens: int | None = None,
     ) -> int:
         """Most leading blocks that can be skipped: what the next query sees is all resident.
 
@@ -305,8 +307,11 @@ class KVIndex:
         Args:
             elsewhere: says whether a block of a group can be had from another tier; without it
                 only the device counts.
+            max_tokens: where the next query is at the latest, if the last block is partial.
         """
         num_blocks = len(hashes)
+        if max_tokens is None:
+            max_tokens = num_blocks * self.page_size
         windowed: list[tuple[GroupIndex, int]] = []
         for group, window in zip(self.groups, self.windows, strict=True):
             if window is not None:
@@ -319,7 +324,9 @@ class KVIndex:
         while windowed and before != num_blocks:
             before = num_blocks
             for group, window in windowed:
-                num_blocks = self._shrink_to_window(group, window, hashes, num_blocks, elsewhere)
+                num_blocks = self._shrink_to_window(
+                    group, window, hashes, num_blocks, elsewhere, max_tokens
+                )
         return num_blocks
 
     def _shrink_to_window(
@@ -329,10 +336,11 @@ class KVIndex:
         hashes: Sequence[BlockHash],
         num_blocks: int,
         elsewhere: Callable[[BlockHash, int], bool] | None,
+        max_tokens: int,
     ) -> int:
         """The largest count, at most `num_blocks`, whose window is resident in the group."""
         block = num_blocks
-        while block > self.first_needed(window, num_blocks * self.page_size):
+        while block > self.first_needed(window, min(num_blocks * self.page_size, max_tokens)):
             block -= 1
             block_hash = hashes[block]
             if group.lookup(block_hash).state is LookupState.HIT:

@@ -71,7 +71,8 @@ class LoadJob:
         end_tokens: tokens that are there once all pieces are: the end of the last block, or less.
         page_size: tokens per block.
         pages: per KV group, the page of each block that the group needs, by block.
-        all_or_nothing: a group has a window, so only the whole job can be taken over.
+        all_or_nothing: a group has a window, so only the whole job can be taken over, and nothing
+            can be computed before: the pages that the head needs are not there.
         compute_until: position up to which to compute before `deadline_s`.
         deadline_s: on the engine's clock; later the sequence computes on, piece by piece.
         is_resume: the sequence was preempted: nothing of this counts as cached prompt.
@@ -89,17 +90,24 @@ class LoadJob:
     pieces: list[Piece] = field(default_factory=list)
 
     def compute_limit(self, position: int, now_s: float) -> int | None:
-        """Position up to which the sequence may compute now; None: no limit."""
+        """Position up to which the sequence may compute now; None: no limit.
+
+        What lies before the first piece that may still come is computed without waiting.
+        """
+        if position >= self.end_tokens:
+            return None
+        if self.all_or_nothing:
+            return position  # its pages hold what the end of the job sees, not what this would
         live = [piece for piece in self.pieces if piece.is_live]
-        if position >= self.end_tokens or not live:
+        if not live:
             return None
         is_coming = any(piece.state is not PieceState.READY for piece in live)
         limit = self.end_tokens
         if is_coming:
             is_early = now_s < self.deadline_s
-            limit = max(position, self.compute_until) if is_early else position + RACE_TOKENS
-        if self.all_or_nothing:
-            return limit
+            first = min(piece.start for piece in live) * self.page_size
+            until = max(position, self.compute_until, first)
+            limit = until if is_early else max(first, position + RACE_TOKENS)
         starts = (p.start * self.page_size for p in live if p.state is PieceState.READY)
         return min((limit, *(start for start in starts if start > position)))
 
@@ -112,7 +120,7 @@ class LoadJob:
             if piece.end * self.page_size <= position or position >= self.end_tokens:
                 piece.wanted = False
         live = [piece for piece in reversed(self.pieces) if piece.is_live]
-        if self.all_or_nothing and any(piece.state is not PieceState.READY for piece in live):
+        if self.all_or_nothing and any(p.state is not PieceState.READY for p in self.pieces):
             return []
         run: list[Piece] = []
         block = position // self.page_size

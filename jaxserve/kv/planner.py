@@ -120,6 +120,8 @@ class LoadPlanner:
         end: int,
         host_s: Callable[[int], float],
         store_s: Callable[[int], float],
+        *,
+        can_split: bool = True,
     ) -> Decision:
         """What to do about the blocks [first, end) of a request.
 
@@ -128,8 +130,9 @@ class LoadPlanner:
             host_end: blocks before this one are on the device or the host.
             end: blocks before this one are in some tier.
             host_s, store_s: estimates for loading a number of blocks from the host, from stores.
+            can_split: the head can be computed while the tail is loaded; not so with windows.
         """
-        decision = self._decide(first, host_end, end, host_s, store_s)
+        decision = self._decide(first, host_end, end, host_s, store_s, can_split)
         return replace(decision, num_blocks=end - first)
 
     def _decide(
@@ -139,6 +142,7 @@ class LoadPlanner:
         end: int,
         host_s: Callable[[int], float],
         store_s: Callable[[int], float],
+        can_split: bool,
     ) -> Decision:
         start = first * self._page_size
         load_s = host_s(end - first) + (store_s(end - host_end) if end > host_end else 0.0)
@@ -153,17 +157,17 @@ class LoadPlanner:
         if load_s <= LOAD_ALL_SHARE * compute_s:
             wait_s = PATIENCE * load_s + slack_s
             return Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
-        if end > host_end:
+        if end > host_end and can_split:
             split = self._split(first, host_end, end, host_s, store_s)
             split_s = self._compute_s(first, split)
             if end - split > 1 and split_s <= (1 - MIN_GAIN) * compute_s:
                 until, wait_s = split * self._page_size, PATIENCE * split_s + slack_s
                 return Decision(Choice.SPLIT, end, until, wait_s, load_s, compute_s)
-            if host_end > first:
-                return self._decide(first, host_end, host_end, host_s, store_s)
         elif load_s <= (1 - MIN_GAIN) * compute_s:
             wait_s = PATIENCE * load_s + slack_s
             return Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
+        if end > host_end > first:
+            return self._decide(first, host_end, host_end, host_s, store_s, can_split)
         return Decision(Choice.RECOMPUTE, first, start, 0.0, load_s, compute_s)
 
     def _compute_s(self, first: int, end: int) -> float:

@@ -14,7 +14,7 @@ Knows nothing of arrays, jax, or requests.
 
 import itertools
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -156,6 +156,7 @@ class Tiers:
         self._num_offered = 0
         self._saves: list[PageSave] = []
         self._saving: dict[PageSave, BlockHash] = {}
+        self._saving_names = Counter[BlockHash]()
         self._early: OrderedDict[tuple[int, BlockHash], int] = OrderedDict()
 
     # --- from the device ---
@@ -172,7 +173,7 @@ class Tiers:
 
     def _save(self, group: int, page: int, name: BlockHash) -> None:
         bit = 1 << group
-        if self.host.has(name, group):
+        if self.host.will_have(name, group):
             return
         slot = self.host.reserve(name, bit)
         if slot is None:
@@ -181,6 +182,11 @@ class Tiers:
         save = PageSave(group, page, slot, self.host.generation(slot))
         self._saves.append(save)
         self._saving[save] = name
+        self._saving_names[name] += 1
+
+    def is_saving_block(self, name: BlockHash) -> bool:
+        """A group's bytes of the block are on their way to the host."""
+        return name in self._saving_names
 
     def collect_saves(
         self, content: Callable[[int, int], BlockHash | None]
@@ -326,7 +332,9 @@ class Tiers:
     def give_up(self, piece: Piece) -> None:
         """Nobody waits for a piece any more; what it holds is let go as soon as it is idle."""
         piece.wanted = False
+        self._loading.difference_update(self._names.get(piece.piece_id, ()))
         if piece.state is PieceState.READY and piece.source != DEVICE:
+            piece.state = PieceState.LOST
             self._mover.drop(piece.piece_id)
             self._forget_piece(piece)
 
@@ -386,6 +394,9 @@ class Tiers:
 
     def _on_saved(self, save: PageSave, is_ok: bool) -> None:
         name = self._saving.pop(save)
+        self._saving_names[name] -= 1
+        if not self._saving_names[name]:
+            del self._saving_names[name]
         if not is_ok:
             self.counters.save_failures += 1
             self.host.abort(save.slot, save.generation, 1 << save.group)
@@ -450,5 +461,6 @@ class Tiers:
             assert piece.state not in (PieceState.TAKEN, PieceState.LOST), (
                 f"piece {piece.piece_id} is {piece.state}, but still known"
             )
+        assert self._saving_names == Counter(self._saving.values()), "saves are miscounted"
         names = {name for names in self._names.values() for name in names}
         assert self._loading <= names, "a block is marked as loading, but no piece has it"

@@ -63,10 +63,10 @@ class Admission:
     def try_start(self, seq: Sequence, draft: StepDraft) -> Outcome:
         """Give the sequence a slot and the pages of its cached prefix, if it can start."""
         slots, pager = self._roster.slots, self._roster.pager
+        if self._finder.is_looking(seq):  # first: nobody is preempted for one that has to wait
+            return Outcome.BEHIND
         if not slots.num_free or self._is_still_refused(seq):
             return Outcome.NO_ROOM
-        if self._finder.is_looking(seq):
-            return Outcome.BEHIND
         names = self._finder.candidates(seq)
         prefix = self._finder.find(seq, names)
         if len(prefix.names) < len(names) and names[len(prefix.names)] in draft.computing:

@@ -64,21 +64,31 @@ class PrefixFinder:
     def candidates(self, seq: Sequence) -> list[BlockHash]:
         """Names of the leading blocks that could be reused.
 
-        The last known token is always computed: it yields the next one.
+        The last known token is always computed: it yields the next one. A preempted sequence takes
+        back the blocks that it left behind, unless others have more by now.
         """
-        if seq.parked is not None:
-            return list(seq.parked.names)
-        pager = self._pager
-        if not pager.enable_prefix_caching or seq.prompt_logprobs is not None:
-            return []
-        return seq.hashes[: seq.hash_blocks(len(seq.tokens) - 1, pager.page_size)]
+        parked, pager = seq.parked, self._pager
+        names: list[BlockHash] = []
+        if pager.enable_prefix_caching and seq.prompt_logprobs is None:
+            names = seq.hashes[: seq.hash_blocks(len(seq.tokens) - 1, pager.page_size)]
+        if parked is None or len(names) > len(parked.names) and not parked.private:
+            return names
+        if len(names) >= len(parked.names):
+            elsewhere = None if self._tiers is None else self._tiers.has
+            num_found = pager.index.longest_prefix(names, elsewhere)
+            if num_found * pager.page_size >= parked.num_tokens:
+                return names
+        return list(parked.names)
 
     def look_ahead(self, seq: Sequence) -> None:
-        """Ask the stores for a new sequence's blocks, so that their answer is there in time."""
+        """Tell the policy what a new sequence needs, and ask the stores, which answer late."""
         tiers = self._tiers
-        if tiers is None or not tiers.has_stores:
+        if tiers is None:
             return
         names = self.candidates(seq)
+        tiers.host.observe(names)
+        if not tiers.has_stores:
+            return
         tiers.label(names, seq.tenant)
         num_device = self._pager.index.longest_prefix(names)
         if num_device < len(names):
@@ -101,16 +111,23 @@ class PrefixFinder:
         names = prefix.names[prefix.num_device :]
         return bool(names) and self._tiers is not None and self._tiers.is_loading(names[0])
 
+    def is_being_saved(self, seq: Sequence, prefix: Prefix) -> bool:
+        """Whether blocks that a preempted sequence left behind have yet to reach the host."""
+        if seq.parked is None or self._tiers is None or seq.loads_nothing:
+            return False
+        return any(map(self._tiers.is_saving_block, seq.parked.names[prefix.num_device :]))
+
     def find(self, seq: Sequence, names: list[BlockHash]) -> Prefix:
         """The prefix to be reused, and what to load of it."""
         index, tiers = self._pager.index, self._tiers
-        num_device = index.longest_prefix(names)
+        max_tokens = _last_position(seq, names, len(names) * self._pager.page_size)
+        num_device = index.longest_prefix(names, max_tokens=max_tokens)
         if tiers is None or num_device == len(names) or seq.loads_nothing:
             return self._prefix(seq, names, num_device, num_device, None)
-        end = index.longest_prefix(names, tiers.has)
+        end = index.longest_prefix(names, tiers.has, max_tokens)
         if end <= num_device:
             return self._prefix(seq, names, num_device, num_device, None)
-        host_end = index.longest_prefix(names[:end], tiers.host.has)
+        host_end = index.longest_prefix(names[:end], tiers.host.has, max_tokens)
         if seq.parked is not None and host_end > num_device:
             # What was computed and is in memory is never computed again.
             start = num_device * self._pager.page_size
@@ -122,6 +139,7 @@ class PrefixFinder:
             end,
             tiers.estimate_stage_s,
             lambda count: tiers.estimate_fetch_s(names[end - count : end]),
+            can_split=not index.has_windows,
         )
         return self._prefix(seq, names, num_device, decision.end, decision)
 
@@ -133,9 +151,7 @@ class PrefixFinder:
         end: int,
         decision: Decision | None,
     ) -> Prefix:
-        end_tokens = end * self._pager.page_size
-        if seq.parked is not None:
-            end_tokens = min(end_tokens, seq.parked.num_tokens)
+        end_tokens = _last_position(seq, names[:end], end * self._pager.page_size)
         return Prefix(names[:end], num_device, end_tokens, decision)
 
     def start(self, seq: Sequence, prefix: Prefix, pages: tuple[dict[int, int], ...]) -> bool:
@@ -154,7 +170,7 @@ class PrefixFinder:
             end_tokens=prefix.end_tokens,
             page_size=self._pager.page_size,
             pages=pages,
-            all_or_nothing=any(window is not None for window in self._pager.index.windows),
+            all_or_nothing=self._pager.index.has_windows,
             compute_until=decision.compute_until,
             deadline_s=self._clock() + decision.wait_s,
             is_resume=seq.parked is not None,
@@ -195,3 +211,10 @@ class PrefixFinder:
         if not groups:
             return DEVICE
         return self._tiers.source(prefix.names[block], groups)
+
+
+def _last_position(seq: Sequence, names: list[BlockHash], num_tokens: int) -> int:
+    """Tokens that blocks of `num_tokens` hold; the last one of a preempted sequence is partial."""
+    if seq.parked is not None and names and names[-1:] == list(seq.parked.names[-1:]):
+        return min(num_tokens, seq.parked.num_tokens)
+    return num_tokens

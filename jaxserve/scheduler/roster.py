@@ -73,7 +73,8 @@ class Roster:
         position = int(self.slots.positions[seq.slot])
         draft.drop(seq.slot)
         seq.pending = max(0, position + 1 - len(seq.tokens))
-        seq.high_water = max(seq.high_water, position)
+        if seq.job is None or not seq.job.all_or_nothing:  # else it has only waited
+            seq.high_water = max(seq.high_water, position)
         self.publish(seq)
         if seq.parked is None:
             self._park(seq, position)

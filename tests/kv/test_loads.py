@@ -57,6 +57,11 @@ def test_what_is_ready_is_not_computed():
     assert taken(a_job, 160) == [1]
 
 
+def test_what_lies_before_all_that_may_still_come_is_computed_at_once():
+    assert job(LOST, COMING, COMING).compute_limit(0, now_s=1.0) == 160
+    assert job(LOST, LOST, READY, COMING).compute_limit(16, now_s=1.0) == 320
+
+
 def test_once_everything_is_lost_nothing_limits_computing():
     a_job = job(LOST, LOST)
     assert a_job.compute_limit(0, now_s=0.0) is None
@@ -70,7 +75,15 @@ def test_with_windows_all_pieces_are_taken_together_or_none(states: tuple[PieceS
     for piece in a_job.pieces:
         piece.state = READY
     assert taken(a_job, 0) == [0, 1]
-    assert job(READY, LOST, all_or_nothing=True).is_over(0)
+    lossy = job(READY, LOST, all_or_nothing=True)
+    assert taken(lossy, 0) == [] and lossy.is_over(0)
+
+
+@pytest.mark.parametrize("now_s", [1.0, 6.0])
+@pytest.mark.parametrize("state", [COMING, READY, LOST])
+def test_with_windows_nothing_is_computed_while_the_job_lasts(state: PieceState, now_s: float):
+    """The job's pages hold the window of its end, so a query before it would see other pages."""
+    assert job(READY, state, all_or_nothing=True).compute_limit(0, now_s) == 0
 
 
 def test_the_last_block_may_be_partial():

@@ -72,6 +72,16 @@ def test_a_store_as_fast_as_computing_is_met_halfway():
     assert 100 * 16 < decision.compute_until < 160 * 16
 
 
+def test_what_cannot_be_split_is_loaded_whole_or_not_at_all():
+    for blocks, choice in ((0.9, Choice.LOAD), (1.1, Choice.RECOMPUTE)):
+        store = store_at(COMPUTE_BLOCK_S * blocks)
+        decision = planner().decide(0, 0, 250, FREE, store, can_split=False)
+        assert decision.choice is choice and decision.compute_until == 0
+    store = store_at(COMPUTE_BLOCK_S * 2)
+    decision = planner().decide(0, 100, 250, FREE, store, can_split=False)
+    assert decision.choice is Choice.LOAD and decision.end == 100
+
+
 def test_a_slow_store_is_left_alone():
     decision = planner().decide(0, 0, 250, FREE, store_at(COMPUTE_BLOCK_S, latency_s=10.0))
     assert decision.choice is Choice.RECOMPUTE and decision.end == 0
