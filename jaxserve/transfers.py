@@ -138,9 +138,16 @@ class Transfers:
     def _start_save(self, group: int, saves: list[PageSave], array: jax.Array) -> None:
         ids = np.zeros(_size_for(len(saves)), np.int32)
         ids[: len(saves)] = [save.page for save in saves]
-        (rows,) = self._program(_name("save", group, len(ids)))(array, ids)
         self._room.acquire()
-        self._saves.put((group, saves, jax.device_put(rows, self._staging[group])))
+        try:
+            (rows,) = self._program(_name("save", group, len(ids)))(array, ids)
+            staged = jax.device_put(rows, self._staging[group])
+        except Exception:  # no memory left, for instance: these blocks are lost, nothing else
+            logger.exception("%d blocks could not be taken off the device", len(saves))
+            self._room.release()
+            self._report(*(Saved(save, False) for save in saves))
+            return
+        self._saves.put((group, saves, staged))
 
     def read(self, pool: "list[jax.Array]", group: int, pages: Sequence[int]) -> np.ndarray:
         """Copy pages of a group, as all steps dispatched so far leave them; waits for these."""

@@ -147,6 +147,19 @@ def test_what_fails_on_a_thread_is_reported_and_the_thread_lives_on(
     assert all(message.is_ok for message in bench.save([1, 2]))  # pyright: ignore
 
 
+def test_a_save_for_which_there_is_no_memory_is_reported_and_blocks_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*args: object, **kwargs: object):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_put", full)
+        for _ in range(2 * transfers_module.MAX_SAVES_IN_FLIGHT):
+            assert not any(message.is_ok for message in bench.save([1]))  # pyright: ignore
+    assert all(message.is_ok for message in bench.save([1, 2]))  # pyright: ignore
+
+
 def test_memory_that_damages_or_moves_what_is_put_there_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ):
