@@ -285,7 +285,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--vllm-python", default=sys.executable, metavar="PATH")
     parser.add_argument("--llama-cpp-server", metavar="PATH")
-    parser.add_argument("--cache", type=Path, default=_cache_folder(), help="for checkpoints")
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="for checkpoints")
     parser.add_argument("--out", type=Path, help="also append the lines to this file")
     args = parser.parse_args(argv)
     present = {
@@ -319,7 +319,7 @@ def _has(python: str, package: str) -> bool:
         return False
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "jaxserve" / "bench"
 

@@ -18,7 +18,7 @@ from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, TokenEvent
 from jaxserve.weights import LoadedModel
 
-MAX_WAIT_S = 0.02
+MAX_WAIT_S = 0.002
 """Longest wait for a lower tier in one step; new requests and deadlines are seen to after it."""
 
 

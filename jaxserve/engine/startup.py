@@ -34,7 +34,7 @@ from jaxserve.pallas_kernels.paged_attention.api import get_backend
 from jaxserve.pallas_kernels.paged_attention.reference import table_width
 from jaxserve.programs import ProgramStore
 from jaxserve.runner import Runner, StepProgram
-from jaxserve.scheduler import Scheduler, default_buckets
+from jaxserve.scheduler import BucketChooser, Scheduler, default_buckets
 from jaxserve.sharding import make_mesh
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import KVGroup, Progress, group_layers, no_progress
@@ -119,6 +119,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     if config.runtime.warmup:
         runner.compile(progress)
     compile_s = time.perf_counter() - start
+    chooser = BucketChooser(buckets, shape.num_slots, config.scheduler.max_num_batched_tokens)
     scheduler = Scheduler(
         scheduler_config=config.scheduler,
         kv_groups=groups,
@@ -129,7 +130,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         enable_prefix_caching=config.cache.enable_prefix_caching,
         buckets=buckets,
         tiers=lower and lower.tiers,
-        load_planner=LoadPlanner(shape.page_size, config.cache.kv_load),
+        load_planner=LoadPlanner(shape.page_size, config.cache.kv_load, chooser.steps),
         tenant_secret=tenant_secret(config.cache),
     )
     report = StartupReport(

@@ -16,13 +16,14 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.envelope import Verdict, seal, sealed_bytes, unseal
 from jaxserve.kv.keys import KeyFolder
 from jaxserve.kv.labels import TenantLabels
+from jaxserve.kv.loads import STORE_PIECE_BLOCKS
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered
 from jaxserve.kv.stores.base import PutStatus, SealedRecord
 from jaxserve.kv.stores.tasks import Outcome
@@ -54,7 +55,8 @@ class _LookUp:
     ticket: int
     names: tuple[BlockHash, ...]
     num_waiting: int
-    found: list[int] = field(default_factory=list)
+    found: list[int]
+    is_answered: bool = False
 
 
 class StoreCascade:
@@ -148,7 +150,9 @@ class StoreCascade:
         counts = Counter(self._first(name) for name in names)
         return max(
             (
-                self.workers[index].estimate_load_s(count * self._record_bytes, count, 1.0)
+                self.workers[index].estimate_load_s(
+                    count * self._record_bytes, count, 1.0, -(-count // STORE_PIECE_BLOCKS)
+                )
                 for index, count in counts.items()
                 if index >= 0
             ),
@@ -184,12 +188,15 @@ class StoreCascade:
         return True
 
     def _look_up_part_done(self, look_up: _LookUp) -> None:
+        """A store has answered. Whoever waits does so only for what no store is known to have."""
         with self._lock:
             look_up.num_waiting -= 1
-            is_done = not look_up.num_waiting
-        if is_done:
-            self._inbox.append(LookedUp(look_up.ticket, look_up.names, tuple(look_up.found)))
-            self._wake()
+            is_over = not look_up.num_waiting or all(look_up.found)
+            ticket = look_up.ticket if is_over and not look_up.is_answered else None
+            look_up.is_answered |= is_over
+            found = tuple(look_up.found)
+        self._inbox.append(LookedUp(ticket, look_up.names, found))
+        self._wake()
 
     def note_found(self, names: Sequence[BlockHash], found: Sequence[int]) -> None:
         """Take in what a look-up has found."""

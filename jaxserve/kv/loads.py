@@ -20,8 +20,12 @@ from dataclasses import dataclass, field
 
 from jaxserve.kv.blocks import BlockHash
 
+STORE_PIECE_BLOCKS = 16
+"""Blocks that a store is asked for at a time: less arrives earlier, more costs fewer calls."""
+
 RACE_TOKENS = 256
-"""Computed at a time while late pieces may still arrive."""
+"""Computed at a time while late pieces may still arrive; later as much as has been computed so far:
+small steps cost more, and what is late by much may never come."""
 
 
 class PieceState(enum.Enum):
@@ -107,9 +111,13 @@ class LoadJob:
             is_early = now_s < self.deadline_s
             first = min(piece.start for piece in live) * self.page_size
             until = max(position, self.compute_until, first)
-            limit = until if is_early else max(first, position + RACE_TOKENS)
+            limit = until if is_early else max(first, self._race_until(position))
         starts = (p.start * self.page_size for p in live if p.state is PieceState.READY)
         return min((limit, *(start for start in starts if start > position)))
+
+    def _race_until(self, position: int) -> int:
+        start = min(piece.start for piece in self.pieces) * self.page_size
+        return position + max(RACE_TOKENS, position - start)
 
     def take(self, position: int) -> list[Piece]:
         """The ready pieces that follow `position` without a gap, head first; they are TAKEN now.

@@ -38,9 +38,9 @@ class Offered(NamedTuple):
 
 
 class LookedUp(NamedTuple):
-    """The stores have answered a look-up; bit i of `found[n]`: the i-th has block n."""
+    """What stores have; bit i of `found[n]`: the i-th has block n. A ticket: that is the answer."""
 
-    ticket: int
+    ticket: int | None
     names: tuple[BlockHash, ...]
     found: tuple[int, ...]
 

@@ -1,71 +1,40 @@
 """Load or recompute: decides per request and range of blocks, from measured costs.
 
-Computing the positions [n0, n) costs a * (n - n0) + c * (n^2 - n0^2) / 2 seconds; a and c are
-fitted to the steps that were served. What loading costs, its tiers say. A range can be split: the
-head is computed while the tail is loaded (Cake, arXiv 2410.03065). Knows nothing of arrays, jax or
-queues.
+What computing costs, `PrefillCost` says; what loading costs, the tiers. A range can be split: the
+head is computed while the tail is loaded (Cake, arXiv 2410.03065). A sequence holds back from
+computing only for a small share of what computing everything would take, whatever the estimates
+say: so a store that has come to a halt costs no more than that. A load that takes longer is met
+from the head. Knows nothing of arrays, jax or queues.
 """
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-FORGETTING = 0.98
-"""Weight of all earlier steps when a new one is observed."""
+from jaxserve.kv.prefill_cost import PrefillCost, Steps
 
 MIN_GAIN = 0.05
-"""Share of the time to compute that loading must save."""
-
-LOAD_ALL_SHARE = 0.5
-"""Where loading takes at most this share of computing, computing the head meanwhile is not worth
-the time it takes from other requests."""
+"""Share of the time to the first token that loading must save."""
 
 PATIENCE = 1.5
-"""How many times its estimate a load may take before computing goes on without it..."""
+"""Computing goes on without a load or a look-up after so many times its estimate..."""
 
-MAX_DELAY_SHARE = 0.1
-"""...plus this share of what computing everything takes."""
+SLACK_SHARE = 0.02
+"""...and this share of what computing everything takes..."""
 
-UNMEASURED_WAIT_S = 0.05
+MAX_IDLE_SHARE = 0.08
+"""...but no later than after this share of it: once for the look-up, once for the load."""
 
+HOST_IDLE_SHARE = 0.5
+"""The same for a load from the host alone: that comes, and meanwhile others can compute."""
 
-class PrefillCost:
-    """What it costs to compute positions, fitted by least squares with forgetting."""
+GRANULE_TOKENS = 128
+"""The head of a split ends at a multiple of this."""
 
-    def __init__(self) -> None:
-        self._s11 = self._s12 = self._s22 = self._b1 = self._b2 = 0.0
-        self.num_observed = 0
-
-    def observe(self, num_tokens: int, num_pairs: float, seconds: float) -> None:
-        """A step computed so many positions and (query, key) pairs in this time."""
-        keep, pairs = FORGETTING, num_pairs * 1e-3  # scaled for the sake of the numbers
-        self._s11 = keep * self._s11 + num_tokens * num_tokens
-        self._s12 = keep * self._s12 + num_tokens * pairs
-        self._s22 = keep * self._s22 + pairs * pairs
-        self._b1 = keep * self._b1 + num_tokens * seconds
-        self._b2 = keep * self._b2 + pairs * seconds
-        self.num_observed += 1
-
-    @property
-    def coefficients(self) -> tuple[float, float]:
-        """Seconds per position and per (query, key) pair."""
-        s11, s22 = self._s11, self._s22
-        if not self.num_observed or s11 <= 0:
-            return 0.0, 0.0
-        determinant = s11 * s22 - self._s12 * self._s12
-        if determinant > 1e-6 * s11 * s22:
-            a = (self._b1 * s22 - self._b2 * self._s12) / determinant
-            c = (self._b2 * s11 - self._b1 * self._s12) / determinant
-            if a >= 0 and c >= 0:
-                return a, c * 1e-3
-            if a < 0:
-                return 0.0, max(0.0, self._b2 / s22) * 1e-3
-        return max(0.0, self._b1 / s11), 0.0
-
-    def seconds(self, start: int, end: int) -> float:
-        """Estimate for the positions [start, end); 0 if nothing was observed."""
-        a, c = self.coefficients
-        return a * (end - start) + c * (end * end - start * start) / 2
+UNMEASURED_WAIT_S = 0.1
+"""Longest wait for a load or a look-up while it is not known what computing costs."""
 
 
 class Choice(enum.StrEnum):
@@ -98,20 +67,61 @@ class Decision:
     num_blocks: int = 0
 
 
+class _Estimates(NamedTuple):
+    """What loading takes, by the number of blocks: from the host, from stores."""
+
+    host_s: Callable[[int], float]
+    store_s: Callable[[int], float]
+    host_end: int
+
+    def seconds(self, first: int, end: int) -> float:
+        """For the blocks [first, end)."""
+        if first >= end:
+            return 0.0
+        num_stored = end - max(first, self.host_end)
+        return self.host_s(end - first) + (self.store_s(num_stored) if num_stored > 0 else 0.0)
+
+
+class _Option(NamedTuple):
+    """A decision and the seconds until everything is computed or loaded that it would take."""
+
+    seconds: float
+    decision: Decision
+
+
 class LoadPlanner:
     """Decides from `PrefillCost` and from what tiers say.
 
     Args:
         page_size: tokens per block.
         mode: "auto" decides; "load" and "recompute" always do the one thing.
+        steps: how so many positions are cut into steps.
     """
 
-    def __init__(self, page_size: int, mode: str = "auto"):
-        self.prefill = PrefillCost()
+    def __init__(
+        self,
+        page_size: int,
+        mode: str = "auto",
+        steps: Callable[[int], Steps] = lambda count: Steps(1, count),
+    ):
+        self.prefill = PrefillCost(steps)
+        self.mode = mode
         self._page_size = page_size
-        self._mode = mode
         self.counts = {choice.value: 0 for choice in Choice}
         """Decisions that were carried out; a sequence that cannot start yet is decided again."""
+
+    def look_up_wait_s(self, first: int, end: int, num_tokens: int, look_up_s: float) -> float:
+        """How long a sequence of so many tokens waits to hear who has its blocks [first, end)."""
+        if self.mode == "load":
+            return math.inf
+        if self.mode == "recompute":
+            return 0.0
+        if not self.prefill.num_observed:
+            return min(PATIENCE * look_up_s, UNMEASURED_WAIT_S)
+        all_s, rest_s = self._compute_s(first, num_tokens), self._compute_s(end, num_tokens)
+        if look_up_s >= all_s - rest_s - MIN_GAIN * all_s:
+            return 0.0
+        return _patience_s(look_up_s, all_s)
 
     def decide(
         self,
@@ -120,7 +130,7 @@ class LoadPlanner:
         end: int,
         host_s: Callable[[int], float],
         store_s: Callable[[int], float],
-        *,
+        num_tokens: int = 0,
         can_split: bool = True,
     ) -> Decision:
         """What to do about the blocks [first, end) of a request.
@@ -130,65 +140,95 @@ class LoadPlanner:
             host_end: blocks before this one are on the device or the host.
             end: blocks before this one are in some tier.
             host_s, store_s: estimates for loading a number of blocks from the host, from stores.
+            num_tokens: of the request, if more than those of the blocks.
             can_split: the head can be computed while the tail is loaded; not so with windows.
         """
-        decision = self._decide(first, host_end, end, host_s, store_s, can_split)
-        return replace(decision, num_blocks=end - first)
+        estimates = _Estimates(host_s, store_s, host_end)
+        num_tokens = max(num_tokens, end * self._page_size)
+        options = [self._decide(first, end, estimates, num_tokens, can_split)]
+        if first < host_end < end and self.mode == "auto":
+            options.append(self._decide(first, host_end, estimates, num_tokens, can_split))
+        best = min(options, key=lambda option: option.seconds)
+        return replace(best.decision, num_blocks=end - first)
 
     def _decide(
-        self,
-        first: int,
-        host_end: int,
-        end: int,
-        host_s: Callable[[int], float],
-        store_s: Callable[[int], float],
-        can_split: bool,
-    ) -> Decision:
+        self, first: int, end: int, estimates: _Estimates, num_tokens: int, can_split: bool
+    ) -> "_Option":
         start = first * self._page_size
-        load_s = host_s(end - first) + (store_s(end - host_end) if end > host_end else 0.0)
-        compute_s = self._compute_s(first, end)
-        if self._mode == "recompute":
-            return Decision(Choice.RECOMPUTE, first, start, 0.0, load_s, compute_s)
-        if self._mode == "load":
-            return Decision(Choice.LOAD, end, start, float("inf"), load_s, compute_s)
+        load_s = estimates.seconds(first, end)
+        all_s, rest_s = self._compute_s(first, num_tokens), self._compute_s(end, num_tokens)
+        compute_s = max(0.0, all_s - rest_s)
+        if self.mode == "load":
+            forced = Decision(Choice.LOAD, end, start, math.inf, load_s, compute_s)
+            return _Option(load_s + rest_s, forced)
+        recompute = _Option(all_s, Decision(Choice.RECOMPUTE, first, start, 0.0, load_s, compute_s))
+        if self.mode == "recompute" or load_s == math.inf:
+            return recompute
         if not self.prefill.num_observed:
-            return Decision(Choice.LOAD, end, start, UNMEASURED_WAIT_S, load_s, compute_s)
-        slack_s = MAX_DELAY_SHARE * compute_s
-        if load_s <= LOAD_ALL_SHARE * compute_s:
-            wait_s = PATIENCE * load_s + slack_s
-            return Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
-        if end > host_end and can_split:
-            split = self._split(first, host_end, end, host_s, store_s)
-            split_s = self._compute_s(first, split)
-            if end - split > 1 and split_s <= (1 - MIN_GAIN) * compute_s:
-                until, wait_s = split * self._page_size, PATIENCE * split_s + slack_s
-                return Decision(Choice.SPLIT, end, until, wait_s, load_s, compute_s)
-        elif load_s <= (1 - MIN_GAIN) * compute_s:
-            wait_s = PATIENCE * load_s + slack_s
-            return Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
-        if end > host_end > first:
-            return self._decide(first, host_end, host_end, host_s, store_s, can_split)
-        return Decision(Choice.RECOMPUTE, first, start, 0.0, load_s, compute_s)
+            wait_s = min(PATIENCE * load_s, UNMEASURED_WAIT_S)
+            untried = Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
+            return _Option(0.0, untried)
+        most_s = compute_s - MIN_GAIN * all_s
+        is_near = end <= estimates.host_end
+        wait_s = _patience_s(load_s, all_s, HOST_IDLE_SHARE if is_near else MAX_IDLE_SHARE)
+        if load_s <= min(wait_s, most_s):
+            whole = Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
+            return _Option(load_s + rest_s, whole)
+        if not can_split:
+            return recompute
+        split = self._split(first, end, estimates)
+        head_s = self._compute_s(first, split * self._page_size)
+        split_s = max(head_s, estimates.seconds(split, end))
+        if split < end and split_s <= most_s:
+            wait_s = head_s + _patience_s(split_s, all_s)
+            until = split * self._page_size
+            met = Decision(Choice.SPLIT, end, until, wait_s, load_s, compute_s)
+            return _Option(split_s + rest_s, met)
+        return recompute
 
-    def _compute_s(self, first: int, end: int) -> float:
-        return self.prefill.seconds(first * self._page_size, end * self._page_size)
+    def _compute_s(self, first: int, num_tokens: int) -> float:
+        """Seconds to compute everything from block `first` on."""
+        return self.prefill.seconds(first * self._page_size, num_tokens)
 
-    def _split(
-        self,
-        first: int,
-        host_end: int,
-        end: int,
-        host_s: Callable[[int], float],
-        store_s: Callable[[int], float],
-    ) -> int:
-        """The block where computing from the head and loading from the tail would meet."""
+    def _split(self, first: int, end: int, estimates: _Estimates) -> int:
+        """The block where computing from the head and loading from the tail would meet.
+
+        Steps are padded, so the head ends where it fills its step: a little before the meeting or
+        a little after it, whichever is over sooner.
+        """
         low, high = first, end
         while low < high:
             middle = (low + high) // 2
-            num_stored = end - max(middle, host_end)
-            load_s = host_s(end - middle) + (store_s(num_stored) if num_stored > 0 else 0.0)
-            if self._compute_s(first, middle) < load_s:
+            head_s = self._compute_s(first, middle * self._page_size)
+            if head_s < estimates.seconds(middle, end):
                 low = middle + 1
             else:
                 high = middle
-        return low
+        after = min(end, first + self._filled(low - first, up=True))
+        before = first + self._filled(low - first, up=False)
+        return min(
+            (before, after),
+            key=lambda split: max(
+                self._compute_s(first, split * self._page_size), estimates.seconds(split, end)
+            ),
+        )
+
+    def _filled(self, num_blocks: int, *, up: bool) -> int:
+        """The nearest power of two or, beyond 256 tokens, multiple of 128 tokens; in blocks."""
+        unit = max(1, GRANULE_TOKENS // self._page_size)
+        if num_blocks > 2 * unit:
+            return (num_blocks + (unit - 1 if up else 0)) // unit * unit
+        size = 1
+        while size * 2 <= num_blocks:
+            size *= 2
+        return size * 2 if up and size < num_blocks else min(size, num_blocks)
+
+
+def _patience_s(estimate_s: float, all_s: float, most: float = MAX_IDLE_SHARE) -> float:
+    """How long to hold back from computing for what should take `estimate_s`.
+
+    Args:
+        all_s: what computing everything takes.
+        most: longest wait, as a share of it.
+    """
+    return min(PATIENCE * estimate_s + SLACK_SHARE * all_s, most * all_s)

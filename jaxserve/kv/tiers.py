@@ -414,7 +414,8 @@ class Tiers:
 
     def _on_looked_up(self, message: LookedUp) -> None:
         assert self._cascade is not None
-        self._look_ups.discard(message.ticket)
+        if message.ticket is not None:
+            self._look_ups.discard(message.ticket)
         self._cascade.note_found(message.names, message.found)
 
     def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...]) -> None:

@@ -3,8 +3,8 @@
 Knows nothing of jax, models or text.
 """
 
-from jaxserve.scheduler.buckets import default_buckets
+from jaxserve.scheduler.buckets import BucketChooser, default_buckets
 from jaxserve.scheduler.core import Scheduler
 from jaxserve.scheduler.stats import GroupPages, SchedulerStats
 
-__all__ = ["GroupPages", "Scheduler", "SchedulerStats", "default_buckets"]
+__all__ = ["BucketChooser", "GroupPages", "Scheduler", "SchedulerStats", "default_buckets"]

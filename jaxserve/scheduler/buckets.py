@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jaxserve.errors import ConfigError
+from jaxserve.kv.prefill_cost import Steps
 from jaxserve.plan import Bucket
 
 _SMALLEST_DECODE = 1
@@ -85,3 +86,14 @@ class BucketChooser:
                 return num_tokens if is_full or not smaller else smaller
             smaller = bucket.num_tokens
         return smaller
+
+    def steps(self, num_tokens: int) -> Steps:
+        """The steps in which the prefill of one sequence would compute so many tokens."""
+        num_steps, rest = divmod(num_tokens, self.max_num_tokens)
+        padded = num_steps * self.max_num_tokens
+        while rest > 0:
+            taken = self.fit(rest, 1) or rest
+            padded += self.choose(taken, 1, is_decode=False).num_tokens
+            rest -= taken
+            num_steps += 1
+        return Steps(num_steps, padded)

@@ -206,7 +206,7 @@ class Scheduler:
         self._unapplied.popleft()
         if duration_s is not None and plan.prefills:
             num_pairs = sum((c.end * c.end - c.start * c.start) / 2 for c in plan.prefills)
-            self._load_planner.prefill.observe(plan.num_tokens, num_pairs, duration_s)
+            self._load_planner.prefill.observe(plan.bucket.num_tokens, num_pairs, duration_s)
         events: list[TokenEvent] = []
         num_decodes = plan.num_decodes
         first_token = num_decodes

@@ -9,15 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxserve.kv.blocks import BlockHash
-from jaxserve.kv.loads import LoadJob
-from jaxserve.kv.planner import MAX_DELAY_SHARE, PATIENCE, Choice, Decision, LoadPlanner
+from jaxserve.kv.loads import STORE_PIECE_BLOCKS, LoadJob
+from jaxserve.kv.planner import Choice, Decision, LoadPlanner
 from jaxserve.kv.tiers import DEVICE, HOST, PIECE_BLOCKS, Tiers
 from jaxserve.scheduler.pager import Pager
 from jaxserve.scheduler.sequence import Sequence
-
-STORE_PIECE_BLOCKS = 16
-"""Blocks that a store is asked for at a time: less arrives earlier, more costs fewer calls."""
-
 
 MAX_LOOK_UP_S = 0.5
 """Longest wait for what the stores say they have."""
@@ -91,10 +87,10 @@ class PrefixFinder:
             return
         tiers.label(names, seq.tenant)
         num_device = self._pager.index.longest_prefix(names)
-        if num_device < len(names):
+        if num_device < len(names) and self.planner.mode != "recompute":
             seq.look_up = tiers.look_up(names[num_device:])
-            compute_s = self.planner.prefill.seconds(0, len(seq.tokens))
-            wait_s = PATIENCE * tiers.estimate_look_up_s(len(names)) + MAX_DELAY_SHARE * compute_s
+            look_up_s = tiers.estimate_look_up_s(len(names) - num_device)
+            wait_s = self.planner.look_up_wait_s(num_device, len(names), len(seq.tokens), look_up_s)
             seq.look_up_until_s = self._clock() + min(wait_s, MAX_LOOK_UP_S)
 
     def is_looking(self, seq: Sequence) -> bool:
@@ -139,6 +135,7 @@ class PrefixFinder:
             end,
             tiers.estimate_stage_s,
             lambda count: tiers.estimate_fetch_s(names[end - count : end]),
+            len(seq.tokens),
             can_split=not index.has_windows,
         )
         return self._prefix(seq, names, num_device, decision.end, decision)

@@ -51,6 +51,11 @@ def test_before_the_deadline_the_head_is_computed_and_then_piece_by_piece():
     assert a_job.compute_limit(64, now_s=6.0) == 64 + RACE_TOKENS
 
 
+def test_the_longer_nothing_comes_the_more_is_computed_at_a_time():
+    a_job = job(*[COMING] * 20)
+    assert a_job.compute_limit(1000, now_s=6.0) == 2000
+
+
 def test_what_is_ready_is_not_computed():
     a_job = job(LOST, READY)
     assert a_job.compute_limit(0, now_s=0.0) == 160

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from jaxserve.kv.planner import Choice, LoadPlanner, PrefillCost
+from jaxserve.kv.planner import MAX_IDLE_SHARE, Choice, LoadPlanner
+from jaxserve.kv.prefill_cost import PrefillCost, Steps
 
 A, C = 1e-4, 2e-9  # seconds per position and per pair
 
@@ -45,6 +46,21 @@ def test_the_fit_follows_a_machine_that_becomes_slower():
     assert cost.seconds(0, 1000) == pytest.approx(10 * true_seconds(0, 1000), rel=0.1)
 
 
+def test_steps_cost_something_each_and_are_paid_as_large_as_they_are_padded():
+    rng, cost = random.Random(2), PrefillCost(lambda count: Steps(3, 3 * 512))
+    for _ in range(100):
+        size = rng.choice([16, 64, 512])
+        cost.observe(size, 0.0, 0.01 + A * size)
+    assert cost.seconds(0, 1100) == pytest.approx(3 * (0.01 + A * 512), rel=0.02)
+
+
+def test_steps_of_one_size_say_what_a_token_costs_not_what_a_step_costs():
+    cost = PrefillCost()
+    for _ in range(20):
+        cost.observe(2048, 0.0, 0.5)
+    assert cost.seconds(0, 128) == pytest.approx(0.5 / 16, rel=0.05)
+
+
 def planner(mode: str = "auto") -> LoadPlanner:
     made = LoadPlanner(16, mode)
     made.prefill = fitted()
@@ -73,7 +89,8 @@ def test_a_store_as_fast_as_computing_is_met_halfway():
 
 
 def test_what_cannot_be_split_is_loaded_whole_or_not_at_all():
-    for blocks, choice in ((0.9, Choice.LOAD), (1.1, Choice.RECOMPUTE)):
+    """Nothing is computed while it waits, so it waits only for what comes quickly."""
+    for blocks, choice in ((0.04, Choice.LOAD), (0.5, Choice.RECOMPUTE)):
         store = store_at(COMPUTE_BLOCK_S * blocks)
         decision = planner().decide(0, 0, 250, FREE, store, can_split=False)
         assert decision.choice is choice and decision.compute_until == 0
@@ -108,3 +125,39 @@ def test_a_forced_mode_does_the_one_thing(mode: str, choice: str):
     made = planner(mode)
     assert made.decide(0, 0, 250, FREE, store_at(1.0)).choice == choice
     assert made.decide(0, 0, 250, FREE, FREE).choice == choice
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.2, 0.5, 0.9, 2.0])
+def test_whatever_a_store_promises_a_stop_of_it_costs_little(share: float):
+    """The time without computing is bounded: by the deadline, less what the head takes."""
+    all_s = true_seconds(0, 4000)
+    decision = planner().decide(0, 0, 250, FREE, store_at(share * all_s / 250))
+    idle_s = decision.wait_s - true_seconds(0, decision.compute_until)
+    assert idle_s <= 1.05 * MAX_IDLE_SHARE * all_s
+    assert planner().look_up_wait_s(0, 250, 4000, share * all_s) <= 1.05 * MAX_IDLE_SHARE * all_s
+
+
+def test_what_is_in_memory_is_waited_for_though_it_takes_a_while():
+    decision = planner().decide(0, 250, 250, store_at(0.3 * COMPUTE_BLOCK_S), FREE)
+    assert decision.choice is Choice.LOAD and decision.compute_until == 0
+
+
+def test_what_a_load_saves_is_measured_in_steps_that_are_spared():
+    """Computing 32 tokens takes a step as large as computing 64 of them does."""
+    made = LoadPlanner(16, steps=lambda count: Steps(1, 64 * -(-count // 64)))
+    for size in (64, 128, 256):
+        made.prefill.observe(size, 0.0, 1e-3 * size)
+    fast = store_at(1e-3)
+    assert made.decide(0, 0, 2, FREE, fast, num_tokens=64).choice is Choice.RECOMPUTE
+    assert made.decide(0, 0, 2, FREE, fast, num_tokens=65).choice is Choice.LOAD
+
+
+def test_what_the_host_has_is_not_mixed_with_what_is_slower_than_computing():
+    decision = planner().decide(0, 200, 250, FREE, store_at(2 * COMPUTE_BLOCK_S))
+    assert decision.choice is Choice.LOAD and decision.end == 200
+
+
+def test_a_look_up_that_takes_longer_than_computing_is_not_waited_for():
+    assert planner().look_up_wait_s(0, 2, 40, 1.0) == 0.0
+    assert planner("recompute").look_up_wait_s(0, 250, 4000, 1e-6) == 0.0
+    assert planner("load").look_up_wait_s(0, 250, 4000, 1e-6) == float("inf")

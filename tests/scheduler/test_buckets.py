@@ -60,3 +60,18 @@ def test_a_step_that_would_be_mostly_padding_is_cut_to_the_next_smaller_bucket()
 def test_buckets_that_cannot_hold_every_step_are_refused(buckets: tuple[Bucket, ...]):
     with pytest.raises(ConfigError, match="max_num_seqs"):
         BucketChooser(buckets, 8, 64)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "steps"),
+    [
+        (0, (0, 0)),
+        (16, (1, 16)),
+        (100, (1, 128)),
+        (90, (2, 64 + 32)),
+        (4096 + 300, (5, 4096 + 256 + 32 + 16)),
+    ],
+)
+def test_a_prefill_is_cut_into_steps_that_are_well_filled(num_tokens: int, steps: tuple[int, int]):
+    chooser = BucketChooser(default_buckets(64, 2048), 64, 2048)
+    assert chooser.steps(num_tokens) == steps

@@ -213,12 +213,17 @@ class StoreWorker:
         return self._dispatch.cancel(task)
 
     def estimate_load_s(
-        self, num_bytes: int, num_records: int = 1, num_deviations: float = 0.0
+        self,
+        num_bytes: int,
+        num_records: int = 1,
+        num_deviations: float = 0.0,
+        num_calls: int = 1,
     ) -> float:
-        """Expected seconds from submitting a get of so much to its callback; inf if refused.
+        """Expected seconds from submitting gets of so much to their callbacks; inf if refused.
 
         What is queued or running already counts. Records of one engine are of one length, so their
-        number matters only for how the get would be cut into steps.
+        number matters only for how a get would be cut into steps. So many calls share the bytes;
+        as many as there are threads run side by side, and what calls cost was measured so, too.
         """
         costs, max_step = self._costs[Operation.GET], self.limits.scratch_bytes
         with self._dispatch.lock:
@@ -228,8 +233,10 @@ class StoreWorker:
             num_free = lane.num_threads - lane.num_stuck
             is_busy = lane.num_running + lane.num_queued >= num_free
             ahead = lane.queued_bytes + lane.running_bytes if is_busy else 0
-        step = min(num_bytes, max(max_step, num_bytes // max(num_records, 1)))
-        own_s = costs.seconds(step, num_deviations) * num_bytes / max(step, 1)
+        call_bytes = num_bytes / num_calls
+        step = min(call_bytes, max(max_step, num_bytes / max(num_records, 1)))
+        call_s = costs.seconds(step, num_deviations) * call_bytes / max(step, 1)
+        own_s = call_s * -(-num_calls // num_free)
         if not ahead:
             return own_s
         return own_s + costs.seconds(min(ahead, max_step)) * max(ahead / max_step, 1) / num_free

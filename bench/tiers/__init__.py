@@ -1,0 +1,1 @@
+"""What `bench.kv_tiers` measures: workloads on engines in process, and the machine's own limits."""

@@ -1,0 +1,30 @@
+import json
+from pathlib import Path
+
+from bench import kv_tiers
+
+
+def run(tmp_path: Path, only: str) -> "list[dict]":
+    """The lines of a run on the tiny shape."""
+    out = tmp_path / "lines.jsonl"
+    options = ["--shape", "tiny", "--dtype", "float32", "--only", only, "--out", str(out)]
+    options += ["--cache", str(tmp_path / "cache"), "--folder", str(tmp_path / "store")]
+    assert kv_tiers.main(options) == 0
+    assert not any((tmp_path / "store").iterdir()), "a store was left behind"
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(line["commit"] and line["device"] and line["limits"] for line in lines)
+    return lines
+
+
+def test_revisits_come_from_where_they_should_and_answer_the_same(tmp_path: Path):
+    lines = {line["place"]: line for line in run(tmp_path, "revisit")}
+    assert set(lines) == {"recompute", "device", "fill", "host", "disk, first", "disk"}
+    assert lines["recompute"]["cached_tokens"] == [0] == lines["fill"]["cached_tokens"]
+    assert lines["device"]["cached_tokens"] == [96]
+    assert lines["host"]["loaded"]["host"] > 0 and lines["disk"]["loaded"]["disk"] > 0
+    assert all(line["same_answers"] == 1 for line in lines.values())
+
+
+def test_the_cost_in_vain_is_measured(tmp_path: Path):
+    (line,) = run(tmp_path, "unique")
+    assert line["ratio"] > 0 and line["counters"]["saved"] > 0
