@@ -24,6 +24,9 @@ class FakeTiers:
         failure_rate: share of saves, pieces and fetched blocks that fail.
         lateness: chance that a message waits for another step.
         hangs: stores never answer.
+        wrong_rate: share of blocks that stores say to have without having them.
+        store_s: estimate for fetching a block.
+        records: what the stores have from the start.
     """
 
     def __init__(
@@ -37,11 +40,14 @@ class FakeTiers:
         failure_rate: float = 0.0,
         lateness: float = 0.5,
         hangs: bool = False,
+        wrong_rate: float = 0.0,
+        store_s: float = 0.0,
+        records: dict[bytes, np.ndarray] | None = None,
         policy: str = "lru",
         seed: int = 0,
     ):
         self.memory = np.full((num_slots, num_groups, page_size), -1, np.int64)
-        self.records: dict[bytes, np.ndarray] = {}
+        self.records: dict[bytes, np.ndarray] = dict(records or {})
         self._known: set[bytes] = set()
         self.tiers = Tiers(
             HostIndex(num_slots, num_groups, make_policy(policy, num_slots)),
@@ -53,6 +59,7 @@ class FakeTiers:
         )
         self._random = random.Random(seed)
         self._failure_rate, self._lateness, self._hangs = failure_rate, lateness, hangs
+        self._wrong_rate, self._store_s = wrong_rate, store_s
         self._pending: list[tuple] = []
         self._staged: dict[int, np.ndarray] = {}
 
@@ -115,7 +122,7 @@ class FakeTiers:
         return True
 
     def estimate_s(self, names) -> float:
-        return 0.0
+        return self._store_s * len(names)
 
     # time
 
@@ -159,7 +166,11 @@ class FakeTiers:
         self.tiers.inbox.append(Offered(name, slot, int(name in self.records)))
 
     def _look(self, ticket, names) -> None:
-        found = tuple(int(name in self.records and not self._fails()) for name in names)
+        found = tuple(
+            int(self._random.random() < self._wrong_rate)
+            or int(name in self.records and not self._fails())
+            for name in names
+        )
         self.tiers.inbox.append(LookedUp(ticket, names, found))
 
     def check_idle(self) -> None:

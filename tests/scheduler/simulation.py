@@ -1,5 +1,6 @@
 """The engine's loop, one step ahead, over a fake device; checks every event and every step."""
 
+import random
 from collections import deque
 
 from jaxserve.config import SchedulerConfig
@@ -18,6 +19,7 @@ from tests.scheduler.fake_device import FakeDevice, answer
 from tests.scheduler.fake_tiers import FakeTiers
 
 FULL = KVGroup(0, (0,), LayerCache(1, 8))
+ROOT = b"r" * 32
 
 
 def kv_groups(*windows: int | None) -> tuple[KVGroup, ...]:
@@ -43,21 +45,23 @@ class Simulation:
         enable_prefix_caching: bool = True,
         tiers: FakeTiers | None = None,
         load_planner: LoadPlanner | None = None,
+        jitter: random.Random | None = None,
     ):
         self.tiers = tiers
         self.now_s = 0.0
+        self._jitter = jitter
         self.scheduler = Scheduler(
             scheduler_config=SchedulerConfig(max_num_seqs, max_num_batched_tokens, policy),
             kv_groups=groups,
             num_pages=num_pages,
             page_size=page_size,
             max_model_len=max_model_len,
-            namespace_root=b"r" * 32,
+            namespace_root=ROOT,
             enable_prefix_caching=enable_prefix_caching,
             buckets=default_buckets(max_num_seqs, max_num_batched_tokens),
             tiers=tiers.tiers if tiers else None,
             load_planner=load_planner,
-            clock=lambda: self.now_s,
+            clock=self._clock,
         )
         self.device = FakeDevice(groups, num_pages, page_size, max_num_seqs)
         if tiers:
@@ -68,6 +72,12 @@ class Simulation:
         self.order_of_first: list[str] = []
         self.in_flight: deque = deque()
         self.plans: list = []
+
+    def _clock(self) -> float:
+        """Time goes on within a step, too, if it jitters."""
+        if self._jitter is not None:
+            self.now_s += self._jitter.choice([0.0, 0.0, 1e-4, 5e-3])
+        return self.now_s
 
     def add(
         self,

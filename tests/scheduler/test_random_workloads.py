@@ -28,7 +28,9 @@ def make_simulation(rng: random.Random) -> Simulation:
     )
 
 
-def add_request(sim: Simulation, rng: random.Random, shared: list[list[int]], name: str) -> None:
+def add_request(
+    sim: Simulation, rng: random.Random, shared: list[list[int]], name: str, no_store: bool = False
+) -> None:
     room = min(sim.max_model_len - 1, sim.scheduler._roster.pager.max_tokens)
     head = rng.choice(shared)[: rng.choice([0, 0, 8, 20])]
     prompt = head + [rng.randrange(VOCAB) for _ in range(rng.randint(0 if head else 1, 6))]
@@ -37,6 +39,7 @@ def add_request(sim: Simulation, rng: random.Random, shared: list[list[int]], na
         prompt[:room],
         priority=rng.randint(0, 2),
         salt=rng.choice(["", "", "", "tenant"]),
+        no_store=no_store,
         max_tokens=rng.choice([1, 4, 16, 40, 40]),
         ignore_eos=rng.random() < 0.7,
         stop_token_ids=tuple(rng.sample(range(VOCAB), rng.choice([0, 0, 4]))),
