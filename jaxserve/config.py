@@ -50,7 +50,7 @@ class CacheConfig:
         0, "bytes of host memory for KV blocks that leave the device, such as 8GiB; 0: no host tier"
     )
     kv_host_policy: str = setting(
-        "lru", "which block leaves the full host tier: lru, arc, s3fifo, tinylfu"
+        "auto", "which block leaves the full host tier: auto, lru, arc, s3fifo, tinylfu"
     )
     kv_store: str | None = setting(
         None,
