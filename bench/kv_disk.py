@@ -121,6 +121,8 @@ class Store:
         self._num_blocks = num_blocks
 
     def prepare(self, blocks):
+        for view in self._scratch.views([self._length] * len(blocks)):
+            view[:] = bytes(view.nbytes)  # as a worker's scratch is after its first call
         if not self._is_sealing:
             for first in range(0, self._num_blocks, len(blocks)):
                 self._records += self._seal(first, blocks)
