@@ -196,12 +196,13 @@ class Tiers:
         Args:
             content: the name of what a page of a group holds.
         """
-        room = MAX_SAVES
-        while self._early and room:
+        early: list[tuple[int, int, BlockHash]] = []
+        while self._early and len(early) < MAX_SAVES:
             (group, name), page = self._early.popitem(last=False)
             if content(group, page) == name:
-                self._save(group, page, name)
-                room -= 1
+                early.append((group, page, name))
+        for group, page, name in reversed(early):  # a suffix enters, and so leaves, before its head
+            self._save(group, page, name)
         saves, self._saves = tuple(self._saves), []
         return saves
 
@@ -306,11 +307,11 @@ class Tiers:
 
     def _start_fetch(self, piece: Piece, names: Sequence[BlockHash]) -> bool:
         assert self._cascade is not None
-        for name in names:
+        for name in reversed(names):  # a suffix enters, and so leaves, before its head
             slot = self.host.reserve(name, self._all_groups)
             if slot is None:
                 break
-            piece.slots.append(slot)
+            piece.slots.insert(0, slot)
         if len(piece.slots) < len(names):
             self._abort_slots(piece.slots)
             return False
