@@ -27,8 +27,8 @@ class Sizes:
     short: int = 16
     long: int = 3000
     suffix: int = 24
-    num_short: int = 16
-    num_long: int = 4
+    num_short: int = 12
+    num_long: int = 3
     faulty: tuple[int, ...] = (4000, 1000)
     unique: tuple[int, int] = (500, 1500)
     num_unique: int = 8

@@ -26,7 +26,7 @@ from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.loads import STORE_PIECE_BLOCKS
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered
 from jaxserve.kv.stores.base import PutStatus, SealedRecord
-from jaxserve.kv.stores.tasks import Outcome
+from jaxserve.kv.stores.tasks import Outcome, Task, TaskState
 from jaxserve.kv.stores.worker import StoreWorker
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,15 @@ class _LookUp:
     num_waiting: int
     found: list[int]
     is_answered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A read that waited for its turn when it was submitted."""
+
+    worker: StoreWorker
+    task: Task
+    num_blocks: int
 
 
 class StoreCascade:
@@ -100,6 +109,7 @@ class StoreCascade:
         self._known: OrderedDict[BlockHash, int] = OrderedDict()  # bit i: the i-th store has it
         self._labels = labels or TenantLabels()
         self._usable = (1 << len(self.workers)) - 1
+        self._reads: dict[int, _Read] = {}  # by piece
         self._lock = threading.Lock()  # of _Offer and _LookUp objects, and verdicts
         self._offers: queue.SimpleQueue[_Offer | Callable[[], object] | None] = queue.SimpleQueue()
         self._sealer = threading.Thread(target=self._seal_loop, name="kv-seal", daemon=True)
@@ -237,13 +247,26 @@ class StoreCascade:
         def done(outcome: Outcome[int]) -> None:
             if damaged:
                 worker.submit_alone(lambda store: store.delete(damaged), lambda outcome: None)
+            self._reads.pop(piece_id, None)
             self._inbox.append(Fetched(piece_id, tuple(is_ok)))
             self._wake()
 
         lengths = [self._record_bytes] * len(names)
-        if worker.submit_read(names, lengths, consume, done) is None:
+        task = worker.submit_read(names, lengths, consume, done)
+        if task is None:
             self._inbox.append(Fetched(piece_id, tuple(is_ok)))
             self._wake()
+        elif task.state is TaskState.QUEUED:
+            self._reads[piece_id] = _Read(worker, task, len(names))
+
+    def withdraw(self, piece_id: int) -> None:
+        """Do not read blocks that no store has begun to read; answers `Fetched` if so."""
+        read = self._reads.pop(piece_id, None)
+        if read is None or read.task.state is not TaskState.QUEUED:
+            return
+        if read.worker.cancel(read.task):
+            not_read = (False,) * read.num_blocks
+            self._inbox.append(Fetched(piece_id, not_read, was_asked=False))
 
     # --- writing ---
 

@@ -23,10 +23,14 @@ class Staged(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A store has answered for a piece: which of its blocks are in their slots, verified."""
+    """A store has answered for a piece: which of its blocks are in their slots, verified.
+
+    If it was not asked after all, nothing is known of those that are not.
+    """
 
     piece_id: int
     is_ok: tuple[bool, ...]
+    was_asked: bool = True
 
 
 class Offered(NamedTuple):

@@ -33,8 +33,8 @@ HOST_IDLE_SHARE = 0.5
 GRANULE_TOKENS = 128
 """The head of a split ends at a multiple of this."""
 
-UNMEASURED_WAIT_S = 0.1
-"""Longest wait for a load or a look-up while it is not known what computing costs."""
+UNMEASURED_S_PER_TOKEN = 3e-4
+"""What computing is taken to cost before it was measured: slow, so that loads are tried."""
 
 
 class Choice(enum.StrEnum):
@@ -117,7 +117,7 @@ class LoadPlanner:
         if self.mode == "recompute":
             return 0.0
         if not self.prefill.num_observed:
-            return min(PATIENCE * look_up_s, UNMEASURED_WAIT_S)
+            return self._unmeasured_wait_s(first, num_tokens)
         all_s, rest_s = self._compute_s(first, num_tokens), self._compute_s(end, num_tokens)
         if look_up_s >= all_s - rest_s - MIN_GAIN * all_s:
             return 0.0
@@ -165,7 +165,7 @@ class LoadPlanner:
         if self.mode == "recompute" or load_s == math.inf:
             return recompute
         if not self.prefill.num_observed:
-            wait_s = min(PATIENCE * load_s, UNMEASURED_WAIT_S)
+            wait_s = self._unmeasured_wait_s(first, num_tokens)
             untried = Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
             return _Option(0.0, untried)
         most_s = compute_s - MIN_GAIN * all_s
@@ -189,6 +189,10 @@ class LoadPlanner:
     def _compute_s(self, first: int, num_tokens: int) -> float:
         """Seconds to compute everything from block `first` on."""
         return self.prefill.seconds(first * self._page_size, num_tokens)
+
+    def _unmeasured_wait_s(self, first: int, num_tokens: int) -> float:
+        num_left = num_tokens - first * self._page_size
+        return MAX_IDLE_SHARE * UNMEASURED_S_PER_TOKEN * num_left
 
     def _split(self, first: int, end: int, estimates: _Estimates) -> int:
         """The block where computing from the head and loading from the tail would meet.

@@ -86,6 +86,10 @@ class Cascade(Protocol):
         """Start to read blocks into reserved slots; answers `Fetched`."""
         ...
 
+    def withdraw(self, piece_id: int) -> None:
+        """Do not read a piece that waits for its turn; then answers `Fetched`, too."""
+        ...
+
     def offer(self, name: BlockHash, slot: int) -> bool:
         """Start to write a slot to every store that lacks it; True: answers `Offered`."""
         ...
@@ -334,6 +338,8 @@ class Tiers:
         """Nobody waits for a piece any more; what it holds is let go as soon as it is idle."""
         piece.wanted = False
         self._loading.difference_update(self._names.get(piece.piece_id, ()))
+        if piece.state is PieceState.FETCHING and self._cascade is not None:
+            self._cascade.withdraw(piece.piece_id)
         if piece.state is PieceState.READY and piece.source != DEVICE:
             piece.state = PieceState.LOST
             self._mover.drop(piece.piece_id)
@@ -419,13 +425,12 @@ class Tiers:
             self._look_ups.discard(message.ticket)
         self._cascade.note_found(message.names, message.found)
 
-    def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...]) -> None:
+    def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...], was_asked: bool) -> None:
         piece, held = self._pieces[piece_id], []
         for name, slot, ok in zip(self._names[piece_id], piece.slots, is_ok, strict=True):
             generation = self.host.generation(slot)
             if not ok:
                 self.host.abort(slot, generation, self._all_groups)
-                self.counters.lost[piece.source] = self.counters.lost.get(piece.source, 0) + 1
             elif self.host.commit(slot, generation, self._all_groups):
                 held.append(self.host.acquire(name))
         if piece.wanted and len(held) == len(piece.slots):
@@ -434,9 +439,11 @@ class Tiers:
             return
         for slot in held:
             self.host.release(slot)
-        if self._cascade is not None:
+        if self._cascade is not None and was_asked:
             pairs = zip(self._names[piece_id], is_ok, strict=True)
-            self._cascade.forget([name for name, ok in pairs if not ok], piece.source)
+            lost = [name for name, ok in pairs if not ok]
+            self.counters.lost[piece.source] = self.counters.lost.get(piece.source, 0) + len(lost)
+            self._cascade.forget(lost, piece.source)
         piece.state = PieceState.LOST
         self._forget_piece(piece)
 

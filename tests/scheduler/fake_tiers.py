@@ -115,6 +115,14 @@ class FakeTiers:
     def fetch(self, piece_id: int, names, slots) -> None:
         self._pending.append(("fetch", piece_id, list(zip(names, slots, strict=True))))
 
+    def withdraw(self, piece_id: int) -> None:
+        for entry in self._pending:
+            if entry[:2] == ("fetch", piece_id) and self._random.random() < 0.5:
+                self._pending.remove(entry)
+                not_read = (False,) * len(entry[2])
+                self.tiers.inbox.append(Fetched(piece_id, not_read, was_asked=False))
+                return
+
     def offer(self, name: bytes, slot: int) -> bool:
         if name in self._known:
             return False
