@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
-from jaxserve.kv.envelope import Verdict, seal, sealed_bytes, unseal
+from jaxserve.kv.envelope import Verdict, check, seal, sealed_bytes, unseal
 from jaxserve.kv.keys import KeyFolder
 from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.loads import STORE_PIECE_BLOCKS
@@ -36,6 +36,9 @@ MAX_KNOWN = 1 << 17
 
 PUT_RECORDS = 16
 """Records that are written together when many wait."""
+
+DAMAGED = (Verdict.CORRUPT, Verdict.TRUNCATED)
+"""By its checksums alone: a record that is merely sealed with another's key stays."""
 
 SlotBytes = Callable[[int], memoryview]
 
@@ -242,7 +245,8 @@ class StoreCascade:
                 logger.warning(
                     "%s: block %s is not used: %s", worker.name, names[index].hex()[:16], verdict
                 )
-                damaged.append(names[index])
+                if verdict is Verdict.WRONG_BLOCK or check(record, time.time()) in DAMAGED:
+                    damaged.append(names[index])
 
         def done(outcome: Outcome[int]) -> None:
             if damaged:

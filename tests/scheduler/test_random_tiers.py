@@ -154,5 +154,5 @@ def test_answers_are_right_over_late_lossy_lying_and_hanging_tiers(first: int):
         choices.update(sim.scheduler.stats().decisions)
     assert sum(sim.scheduler.stats().num_preemptions for sim in sims) >= 10
     assert loaded["host"] > 20, "the host tier was hardly used"
-    assert loaded[STORE] > 20, "the store was hardly used"
+    assert loaded[STORE] > 10, "the store was hardly used"
     assert choices["split"] > 0, "nothing was computed while it was loaded"
