@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         limits = find_limits(
             setting.folder, block_bytes, setting.sizes.prompt * setting.token_bytes
         )
-        common = {
+        common: dict[str, Any] = {
             "shape": args.shape,
             "dtype": args.dtype,
             "kv_bytes_per_token": setting.token_bytes,
@@ -77,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "numpy": np.__version__,
         }
         for name in args.only:
-            for line in MEASURES[name](setting, limits):
+            before = machine.read_cpu_clock(set())
+            lines = list(MEASURES[name](setting, limits))
+            others = before.others_share(machine.read_cpu_clock(set()))
+            # What other processes took of all CPUs meanwhile.
+            common["others_cpu"] = None if others is None else round(others, 3)
+            for line in lines:
                 _write({"bench": "kv_tiers", **line, **common}, args.out)
     return 0
 
