@@ -22,7 +22,7 @@ from jaxserve.kv.host_pool import HostPool
 from jaxserve.kv.keys import KeyFolder, MasterKey
 from jaxserve.kv.labels import MAX_LABELS, TenantLabels
 from jaxserve.kv.messages import Message
-from jaxserve.kv.policy.factory import make_policy
+from jaxserve.kv.policy.factory import check_policy, make_policy
 from jaxserve.kv.stores.options import as_seconds
 from jaxserve.kv.stores.url import open_worker
 from jaxserve.kv.stores.worker import StoreWorker
@@ -97,10 +97,11 @@ def build_tiers(
     """
     urls = (config.kv_store or "").split()
     num_bytes = config.kv_host_bytes or (STAGING_BYTES if urls else 0)
-    if not num_bytes:
-        return None
+    check_policy(config.kv_host_policy)
     if config.kv_encrypt and not urls:
         raise ConfigError("kv_encrypt needs a store to encrypt: set kv_store, or leave it out")
+    if not num_bytes:
+        return None
     keys = _key_folder(config) if config.kv_encrypt else None
     ttl_s = as_seconds("kv_ttl", config.kv_ttl) if config.kv_ttl else 0.0
     shapes = [array.shape[1:] for array in pool]

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.engine import Engine
+from jaxserve.errors import ConfigError
 from jaxserve.types import Request
 from tests.engine.tiers_harness import (
     FIXTURES,
@@ -304,3 +305,23 @@ def test_an_aborted_request_leaves_nothing_held():
         assert all(group.num_in_use == 0 for group in engine.stats().pages)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kv_host_policy": "fifo"}, "unknown replacement policy 'fifo'"),
+        ({"kv_encrypt": True}, "kv_encrypt needs a store"),
+        ({"kv_encrypt": True, "kv_store": "memory://"}, "needs a master key"),
+        ({"kv_host_bytes": 10}, "kv_host_bytes is 10; one block of all KV groups needs"),
+        ({"kv_store": "tape://x"}, "unknown KV store scheme 'tape'; expected one of"),
+        ({"kv_store": "memory:// memory://"}, "names must differ"),
+        ({"kv_store": "memory://", "kv_ttl": "soon"}, "kv_ttl is 'soon'; expected a duration"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("JAXSERVE_KV_KEY", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        make_engine(**settings)
