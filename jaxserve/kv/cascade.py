@@ -59,7 +59,8 @@ class _LookUp:
     names: tuple[BlockHash, ...]
     num_waiting: int
     found: list[int]
-    is_answered: bool = False
+    answered: int = 0  # bit i: the i-th store has
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,20 +194,24 @@ class StoreCascade:
                 with self._lock:
                     for i, is_there in enumerate(outcome.values):
                         look_up.found[i] |= bit if is_there else 0
-                self._look_up_part_done(look_up)
+                self._look_up_part_done(look_up, bit)
 
             if worker.submit_probe(wanted, answered) is None:
-                self._look_up_part_done(look_up)
-        self._look_up_part_done(look_up)
+                self._look_up_part_done(look_up, 1 << index)
+        self._look_up_part_done(look_up, 0)
         return True
 
-    def _look_up_part_done(self, look_up: _LookUp) -> None:
-        """A store has answered. Whoever waits does so only for what no store is known to have."""
+    def _look_up_part_done(self, look_up: _LookUp, bit: int) -> None:
+        """A store has answered. It is over once the stores up to some one have everything."""
         with self._lock:
             look_up.num_waiting -= 1
-            is_over = not look_up.num_waiting or all(look_up.found)
-            ticket = look_up.ticket if is_over and not look_up.is_answered else None
-            look_up.is_answered |= is_over
+            look_up.answered |= bit
+            nearest = look_up.answered & ~(
+                look_up.answered + 1
+            )  # all before the first that has not
+            is_over = not look_up.num_waiting or all(bits & nearest for bits in look_up.found)
+            ticket = look_up.ticket if is_over and not look_up.is_over else None
+            look_up.is_over |= is_over
             found = tuple(look_up.found)
         self._inbox.append(LookedUp(ticket, look_up.names, found))
         self._wake()

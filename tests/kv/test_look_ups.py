@@ -1,0 +1,73 @@
+"""Look-ups over several stores: who waits for whom."""
+
+import threading
+from collections import deque
+
+from jaxserve.kv.cascade import StoreCascade
+from jaxserve.kv.messages import LookedUp, Message
+from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
+from jaxserve.kv.stores.url import open_worker
+
+SLOT = memoryview(bytearray(64))
+NAMES = [bytes([i]) * 32 for i in range(3)]
+
+
+class Desk:
+    """Two stores with all blocks in each; the one called `hangs` does not answer."""
+
+    def __init__(self, hangs: str):
+        self.inbox: deque[Message] = deque()
+        self._arrived = threading.Event()
+        workers = [open_worker(f"fault+memory://?name={name}") for name in ("near", "far")]
+        self.cascade = StoreCascade(
+            workers, bytes(16), lambda slot: SLOT, len(SLOT), self.inbox, self._arrived.set
+        )
+        for name in NAMES:
+            self.cascade.offer(name, 0)
+        self.until(lambda: len(self.inbox) == len(NAMES))
+        self.inbox.clear()
+        for worker in workers:
+            assert isinstance(worker.store, FaultyStore)
+            worker.store.plan = FaultPlan(hang=worker.name == hangs)
+
+    def until(self, is_done) -> bool:
+        """Wait up to ten seconds; shorter if it comes."""
+        for _ in range(1000):
+            if is_done():
+                return True
+            self._arrived.wait(0.01)
+            self._arrived.clear()
+        return False
+
+    def answer(self) -> LookedUp | None:
+        """What whoever waits for the look-up was told."""
+        messages = [m for m in self.inbox if isinstance(m, LookedUp) and m.ticket == 7]
+        assert len(messages) <= 1, "a look-up was answered twice"
+        return messages[0] if messages else None
+
+    def close(self) -> None:
+        for worker in self.cascade.workers:
+            assert isinstance(worker.store, FaultyStore)
+            worker.store.plan = FaultPlan()
+        self.cascade.close()
+
+
+def test_nobody_waits_for_a_far_store_once_nearer_ones_have_everything():
+    desk = Desk(hangs="far")
+    assert desk.cascade.look_up(7, NAMES)
+    assert desk.until(lambda: desk.answer() is not None)
+    answer = desk.answer()
+    assert answer is not None and answer.found == (1, 1, 1)
+    desk.close()
+
+
+def test_a_near_store_is_heard_before_a_far_one_is_read():
+    desk = Desk(hangs="near")
+    assert desk.cascade.look_up(7, NAMES)
+    assert desk.until(
+        lambda: any(isinstance(m, LookedUp) and m.found == (2, 2, 2) for m in desk.inbox)
+    )
+    assert desk.answer() is None
+    desk.close()
+    answer = desk.answer()
+    assert answer is None or answer.found == (3, 3, 3)
