@@ -47,7 +47,7 @@ parity: $(VENV)/.installed-dev
 
 # The KV tiers' proofs at full count: 500 requests over every combination of tiers; kills, mutations.
 prove: $(VENV)/.installed-dev
-	JAXSERVE_FULL=1 $(BIN)/python -m pytest tests/engine/test_tiers.py
+	PROVE_IN_FULL=1 $(BIN)/python -m pytest tests/engine/test_tiers.py
 	$(BIN)/python -m tests.kv.faults_full
 
 train: $(VENV)/.installed-dev

@@ -27,7 +27,7 @@ from tests.engine.tiers_harness import (
     settle,
 )
 
-FULL = bool(os.environ.get("JAXSERVE_FULL"))
+FULL = bool(os.environ.get("PROVE_IN_FULL"))
 """`make prove`: five times the requests, every combination of tiers."""
 
 NUM_REQUESTS = 500 if FULL else 100

@@ -1,6 +1,6 @@
 """Real servers for store tests: each a process on a free port of the loopback interface.
 
-Where a server is not installed the test is skipped, or fails if JAXSERVE_REQUIRE_SERVICES=1.
+Where a server is not installed the test is skipped, or fails if REQUIRE_KV_SERVICES=1.
 """
 
 import http.client
@@ -91,8 +91,8 @@ def make_bucket(server: Server, bucket: str) -> None:
 
 
 def _missing(what: str) -> NoReturn:
-    if os.environ.get("JAXSERVE_REQUIRE_SERVICES") == "1":
-        pytest.fail(f"{what}, and JAXSERVE_REQUIRE_SERVICES=1")
+    if os.environ.get("REQUIRE_KV_SERVICES") == "1":
+        pytest.fail(f"{what}, and REQUIRE_KV_SERVICES=1")
     pytest.skip(what)
 
 
