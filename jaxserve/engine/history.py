@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jaxserve.kv.stats import KVStats
 
-MAX_SAMPLES = 1024
+MAX_SAMPLES = 256
 INTERVAL_S = 1.0
 
 
