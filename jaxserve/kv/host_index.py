@@ -85,8 +85,11 @@ class HostIndex:
         """How often the slot has been handed out; a change means that its content is another."""
         return self._generations[slot]
 
-    def reserve(self, name: BlockHash, groups: int) -> int | None:
+    def reserve(self, name: BlockHash, groups: int, *, is_needed: bool = False) -> int | None:
         """A slot to write the bytes of `groups` (bits) into; `commit` or `abort` must follow.
+
+        Args:
+            is_needed: somebody waits for the block, so the policy is not asked whether it pays.
 
         Returns:
             None if these bytes are there or on their way, the policy does not want the block, or
@@ -98,7 +101,7 @@ class HostIndex:
                 return None
             self._writing[slot] |= groups
             return slot
-        if name not in self._claims and not self._policy.admits(name):
+        if not is_needed and name not in self._claims and not self._policy.admits(name):
             return None
         slot = self._free.pop() if self._free else self._evict()
         if slot is None:

@@ -161,6 +161,8 @@ class Tiers:
         self._saves: list[PageSave] = []
         self._saving: dict[PageSave, BlockHash] = {}
         self._saving_names = Counter[BlockHash]()
+        self._passing: dict[int, int] = {}
+        """Generations of slots whose blocks the policy did not want: they go on to the stores."""
         self._early: OrderedDict[tuple[int, BlockHash], int] = OrderedDict()
 
     # --- from the device ---
@@ -180,6 +182,10 @@ class Tiers:
         if self.host.will_have(name, group):
             return
         slot = self.host.reserve(name, bit)
+        if slot is None and self._cascade is not None and name not in self._private:
+            slot = self.host.reserve(name, bit, is_needed=True)
+            if slot is not None:
+                self._passing[slot] = self.host.generation(slot)
         if slot is None:
             self.counters.saves_dropped += 1
             return
@@ -312,7 +318,7 @@ class Tiers:
     def _start_fetch(self, piece: Piece, names: Sequence[BlockHash]) -> bool:
         assert self._cascade is not None
         for name in reversed(names):  # a suffix enters, and so leaves, before its head
-            slot = self.host.reserve(name, self._all_groups)
+            slot = self.host.reserve(name, self._all_groups, is_needed=True)
             if slot is None:
                 break
             piece.slots.insert(0, slot)
@@ -394,6 +400,7 @@ class Tiers:
             elif isinstance(message, Offered):
                 self._num_offered -= 1
                 self.host.release(message.slot)
+                self._passed(message.name, message.slot)
                 assert self._cascade is not None
                 self._cascade.note_stored(message.name, message.stored)
             else:
@@ -418,6 +425,12 @@ class Tiers:
             self._num_offered += 1
         else:
             self.host.release(slot)
+            self._passed(name, slot)
+
+    def _passed(self, name: BlockHash, slot: int) -> None:
+        """The stores have read a slot, or will not."""
+        if self._passing.pop(slot, None) == self.host.generation(slot):
+            self.host.forget(name)
 
     def _on_looked_up(self, message: LookedUp) -> None:
         assert self._cascade is not None
