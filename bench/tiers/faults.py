@@ -12,7 +12,7 @@ from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
 
 ANSWER = 2
 ASKED = 1.2
-NUM_EACH = 4
+NUM_EACH = 3
 WAIT_S = 3.0
 FAULTS = {
     "hangs at look-up": FaultPlan(hang=True),

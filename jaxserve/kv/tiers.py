@@ -455,8 +455,11 @@ class Tiers:
         if self._cascade is not None and was_asked:
             pairs = zip(self._names[piece_id], is_ok, strict=True)
             lost = [name for name, ok in pairs if not ok]
-            self.counters.lost[piece.source] = self.counters.lost.get(piece.source, 0) + len(lost)
-            self._cascade.forget(lost, piece.source)
+            if lost:
+                self.counters.lost[piece.source] = self.counters.lost.get(piece.source, 0) + len(
+                    lost
+                )
+                self._cascade.forget(lost, piece.source)
         piece.state = PieceState.LOST
         self._forget_piece(piece)
 

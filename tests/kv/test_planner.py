@@ -61,6 +61,14 @@ def test_steps_of_one_size_say_what_a_token_costs_not_what_a_step_costs():
     assert cost.seconds(0, 128) == pytest.approx(0.5 / 16, rel=0.05)
 
 
+def test_steps_that_were_held_up_spoil_little():
+    cost = PrefillCost()
+    for size in (16, 64, 512, 2048):
+        cost.observe(size, size * size / 2, 3.0)  # the first of each
+        cost.observe(size, size * size / 2, 0.005 + A * size + C * size * size / 2)
+    assert true_seconds(0, 2048) < cost.seconds(0, 2048) < 2.2 * (0.005 + true_seconds(0, 2048))
+
+
 def planner(mode: str = "auto") -> LoadPlanner:
     made = LoadPlanner(16, mode)
     made.prefill = fitted()
