@@ -28,7 +28,7 @@ class Speed:
         return {"latency": f"{self.latency_ms / 1e3}s", "bandwidth": f"{self.mb_per_s}MB"}
 
 
-STORES = {"slow": Speed(50, 5), "normal": Speed(25, 50), "fast": Speed(10, 1000)}
+STORES = {"slow": Speed(50, 5), "normal": Speed(20, 100), "fast": Speed(5, 1000)}
 
 
 def measure(store: str, setting: Setting, limits: Limits) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -92,18 +91,6 @@ class Client:
             self.engine.step()
         if self.engine.lower is not None:
             self.engine.lower.flush(self.engine.step, FLUSH_S)
-
-    def wait_for_store(self, timeout_s: float) -> None:
-        """Until the stores take loads again, and what waited for them has ended."""
-        assert self.engine.lower is not None and self.engine.lower.cascade is not None
-        until_s = time.monotonic() + timeout_s
-        workers = self.engine.lower.cascade.workers
-        while time.monotonic() < until_s:
-            self.settle()
-            if all(math.isfinite(worker.estimate_probe_s(1)) for worker in workers):
-                break
-            time.sleep(0.01)
-        self.engine.lower.tiers.poll()
 
     def about(self) -> dict[str, Any]:
         """Counters of the tiers, for the record."""

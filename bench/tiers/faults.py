@@ -13,7 +13,6 @@ from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
 ANSWER = 2
 ASKED = 1.2
 NUM_EACH = 3
-WAIT_S = 3.0
 FAULTS = {
     "hangs at look-up": FaultPlan(hang=True),
     "hangs at loading": FaultPlan(hang=True),
@@ -25,44 +24,49 @@ FAULTS = {
 def measure(setting: Setting, limits: Limits) -> Iterator[dict[str, Any]]:
     """Yields a line for each fault and prompt length.
 
-    An engine whose blocks all lie in a store that has been fast so far takes turns with one that
-    has no tiers. Then the store begins to hang or crawl: at once ("at look-up"), or when it is
-    known already what it has ("at loading").
+    For each fault an engine starts on a disk store that has all blocks, and learns on other
+    prompts how fast it is. Then the store begins to hang or crawl: at once ("at look-up"), or when
+    it is known already what it has ("at loading"). The engine takes turns with one without tiers.
     """
     sizes, vocab = setting.sizes, setting.shape.vocab
     rng = random.Random(setting.seed)
-    asks = [
-        Ask(random_prompt(rng, length, vocab), ANSWER)
-        for _ in range(NUM_EACH)
-        for length in sizes.faulty
-    ]
+    asks, learning = (
+        [
+            Ask(random_prompt(rng, length, vocab), ANSWER)
+            for _ in range(NUM_EACH)
+            for length in sizes.faulty
+        ]
+        for _ in range(2)
+    )
     room = max(sizes.faulty) + 4 * ANSWER
-    host_bytes = int(1.2 * room * setting.token_bytes)
+    tiers = {"kv_host_bytes": int(1.2 * room * setting.token_bytes)}
+    setting.clear("faults")
     off = Client(setting.engine(room))
-    on = Client(setting.engine(room, kv_host_bytes=host_bytes, kv_store="fault+memory://"))
-    assert on.engine.lower is not None and on.engine.lower.cascade is not None
-    cascade = on.engine.lower.cascade
-    store = cascade.workers[0].store
-    assert isinstance(store, FaultyStore)
-
-    def serve(client: Client, ask: Ask) -> float:
-        (one,) = client.serve([ask])
-        if client is off or not store.plan.hang:
-            client.settle()
-        return one.ttft_s
-
-    for ask in (*asks, *asks):
-        serve(on, ask)
+    filler = Client(setting.engine(room, kv_store=setting.disk_url("faults"), **tiers))
+    for ask in (*asks, *learning):
+        _serve(filler, ask)
+    filler.close()
     for name, plan in FAULTS.items():
-        healthy_s = [serve(on, ask) for ask in asks]
-        if name.endswith("look-up"):
-            cascade.forget_all()
+        on = Client(
+            setting.engine(room, kv_store=setting.disk_url("faults", "fault+file"), **tiers)
+        )
+        warm = learning if name.endswith("look-up") else [*learning, *asks]
+        healthy_s = [_serve(on, ask) for ask in warm]
+        assert on.engine.lower is not None and on.engine.lower.cascade is not None
+        store = on.engine.lower.cascade.workers[0].store
+        assert isinstance(store, FaultyStore)
         store.plan = plan
-        pairs = [(serve(off, ask), serve(on, ask)) for ask in asks]
+        pairs = []
+        for ask in asks:
+            (one,) = on.serve([ask])
+            pairs.append((_serve(off, ask), one.ttft_s))
         store.plan = FaultPlan()
-        on.wait_for_store(WAIT_S)
+        on.close()
         for length in sizes.faulty:
             chosen = [i for i, ask in enumerate(asks) if len(ask.prompt) == length]
+            healthy = [
+                s for s, ask in zip(healthy_s, warm, strict=True) if len(ask.prompt) == length
+            ]
             ratios = [pairs[i][1] / pairs[i][0] for i in chosen]
             yield {
                 "measure": "faults",
@@ -70,10 +74,17 @@ def measure(setting: Setting, limits: Limits) -> Iterator[dict[str, Any]]:
                 "prompt_tokens": length,
                 "ttft_ms": ms([pairs[i][1] for i in chosen]),
                 "recompute_ms": ms([pairs[i][0] for i in chosen]),
-                "healthy_ms": ms([healthy_s[i] for i in chosen]),
+                "healthy_ms": ms(healthy),
                 "ratio": round(median(ratios), 3),
                 "worst_ratio": round(max(ratios), 3),
                 "asked": ASKED,
             }
     off.close()
-    on.close()
+    setting.clear("faults")
+
+
+def _serve(client: Client, ask: Ask) -> float:
+    """TTFT, with nothing left under way."""
+    (one,) = client.serve([ask])
+    client.settle()
+    return one.ttft_s

@@ -23,7 +23,7 @@ from jaxserve.kv.blocks import BlockHash
 STORE_PIECE_BLOCKS = 16
 """Blocks that a store is asked for at a time: less arrives earlier, more costs fewer calls."""
 
-RACE_TOKENS = 256
+RACE_TOKENS = 512
 """Computed at a time while late pieces may still arrive; later as much as has been computed so far:
 small steps cost more, and what is late by much may never come."""
 
@@ -79,6 +79,9 @@ class LoadJob:
             can be computed before: the pages that the head needs are not there.
         compute_until: position up to which to compute before `deadline_s`.
         deadline_s: on the engine's clock; later the sequence computes on, piece by piece.
+        started_s: on the same clock.
+        patience_s: the deadline is no sooner than this after the last piece that came, as long as
+            loading is no slower than computing, which would take `compute_s` for the whole job.
         is_resume: the sequence was preempted: nothing of this counts as cached prompt.
         pieces: tail first.
     """
@@ -92,6 +95,23 @@ class LoadJob:
     deadline_s: float
     is_resume: bool
     pieces: list[Piece] = field(default_factory=list)
+    started_s: float = 0.0
+    patience_s: float = 0.0
+    compute_s: float = 0.0
+    num_arrived: int = 0
+
+    def note_arrivals(self, now_s: float) -> None:
+        """Put the deadline off if pieces have come since the last time, fast enough."""
+        num_blocks = num_arrived = 0
+        for piece in self.pieces:
+            num_blocks += piece.end - piece.start
+            if piece.state in (PieceState.READY, PieceState.TAKEN):
+                num_arrived += piece.end - piece.start
+        if num_arrived <= self.num_arrived:
+            return
+        self.num_arrived = num_arrived
+        if (now_s - self.started_s) * num_blocks <= self.compute_s * num_arrived:
+            self.deadline_s = max(self.deadline_s, now_s + self.patience_s)
 
     def compute_limit(self, position: int, now_s: float) -> int | None:
         """Position up to which the sequence may compute now; None: no limit.

@@ -1,10 +1,10 @@
 """Load or recompute: decides per request and range of blocks, from measured costs.
 
 What computing costs, `PrefillCost` says; what loading costs, the tiers. A range can be split: the
-head is computed while the tail is loaded (Cake, arXiv 2410.03065). A sequence holds back from
-computing only for a small share of what computing everything would take, whatever the estimates
-say: so a store that has come to a halt costs no more than that. A load that takes longer is met
-from the head. Knows nothing of arrays, jax or queues.
+head is computed while the tail is loaded (Cake, arXiv 2410.03065). Whatever the estimates say, a
+sequence holds back from computing only for a small share of what computing everything would take,
+or as much again from the last piece that came: so a store that comes to a halt costs no more than
+that. Knows nothing of arrays, jax or queues.
 """
 
 import enum
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from jaxserve.kv.loads import STORE_PIECE_BLOCKS
 from jaxserve.kv.prefill_cost import PrefillCost, Steps
 
 MIN_GAIN = 0.05
@@ -25,7 +26,11 @@ SLACK_SHARE = 0.02
 """...and this share of what computing everything takes..."""
 
 MAX_IDLE_SHARE = 0.08
-"""...but no later than after this share of it: once for the look-up, once for the load."""
+"""...but no later than after this share of it: once for the look-up, once for each piece."""
+
+LOAD_ALL_SHARE = 0.5
+"""Where loading takes at most this share of computing, the head is not computed meanwhile: that
+would take time from others, and gain little."""
 
 HOST_IDLE_SHARE = 0.5
 """The same for a load from the host alone: that comes, and meanwhile others can compute."""
@@ -53,7 +58,8 @@ class Decision:
         choice: what to do.
         end: blocks before this one are loaded, as far as they are not on the device.
         compute_until: position up to which the sequence computes while it waits.
-        wait_s: how long it holds back from computing more.
+        wait_s: how long it holds back from computing more...
+        patience_s: ...and how long from the last piece that came.
         load_s, compute_s: the two estimates for the range; 0: nothing was measured yet.
         num_blocks: how many blocks lower tiers had; 0: nothing was to be decided.
     """
@@ -65,6 +71,7 @@ class Decision:
     load_s: float
     compute_s: float
     num_blocks: int = 0
+    patience_s: float = 0.0
 
 
 class _Estimates(NamedTuple):
@@ -121,7 +128,8 @@ class LoadPlanner:
         all_s, rest_s = self._compute_s(first, num_tokens), self._compute_s(end, num_tokens)
         if look_up_s >= all_s - rest_s - MIN_GAIN * all_s:
             return 0.0
-        return _patience_s(look_up_s, all_s)
+        wait_s = _patience_s(look_up_s, all_s)
+        return wait_s if look_up_s <= wait_s else 0.0
 
     def decide(
         self,
@@ -166,14 +174,23 @@ class LoadPlanner:
             return recompute
         if not self.prefill.num_observed:
             wait_s = self._unmeasured_wait_s(first, num_tokens)
-            untried = Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
+            untried = Decision(
+                Choice.LOAD, end, start, wait_s, load_s, compute_s, patience_s=wait_s
+            )
             return _Option(0.0, untried)
+        patience_s = MAX_IDLE_SHARE * all_s
         most_s = compute_s - MIN_GAIN * all_s
-        is_near = end <= estimates.host_end
-        wait_s = _patience_s(load_s, all_s, HOST_IDLE_SHARE if is_near else MAX_IDLE_SHARE)
-        if load_s <= min(wait_s, most_s):
-            whole = Decision(Choice.LOAD, end, start, wait_s, load_s, compute_s)
-            return _Option(load_s + rest_s, whole)
+        if load_s <= min(LOAD_ALL_SHARE * compute_s, most_s):
+            if end <= estimates.host_end:
+                wait_s, is_in_time = _patience_s(load_s, all_s, HOST_IDLE_SHARE), True
+            else:
+                piece_s = estimates.seconds(max(first, end - STORE_PIECE_BLOCKS), end)
+                wait_s, is_in_time = patience_s, piece_s <= patience_s
+            if is_in_time:
+                whole = Decision(
+                    Choice.LOAD, end, start, wait_s, load_s, compute_s, patience_s=patience_s
+                )
+                return _Option(load_s + rest_s, whole)
         if not can_split:
             return recompute
         split = self._split(first, end, estimates)
@@ -182,7 +199,9 @@ class LoadPlanner:
         if split < end and split_s <= most_s:
             wait_s = head_s + _patience_s(split_s, all_s)
             until = split * self._page_size
-            met = Decision(Choice.SPLIT, end, until, wait_s, load_s, compute_s)
+            met = Decision(
+                Choice.SPLIT, end, until, wait_s, load_s, compute_s, patience_s=patience_s
+            )
             return _Option(split_s + rest_s, met)
         return recompute
 

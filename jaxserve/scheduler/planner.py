@@ -78,6 +78,7 @@ class Planner:
         )
         assert tiers is not None and job is not None
         position = int(slots.positions[seq.slot])
+        job.note_arrivals(self._clock())
         for piece in job.take(position):
             if piece.source != DEVICE:
                 draft.piece_loads.append(_piece_load(job, piece, position // pager.page_size))

@@ -162,6 +162,7 @@ class PrefixFinder:
         """
         tiers, decision = self._tiers, prefix.decision
         assert tiers is not None and decision is not None
+        now_s = self._clock()
         job = LoadJob(
             names=prefix.names,
             end_tokens=prefix.end_tokens,
@@ -169,8 +170,11 @@ class PrefixFinder:
             pages=pages,
             all_or_nothing=self._pager.index.has_windows,
             compute_until=decision.compute_until,
-            deadline_s=self._clock() + decision.wait_s,
+            deadline_s=now_s + decision.wait_s,
             is_resume=seq.parked is not None,
+            started_s=now_s,
+            patience_s=decision.patience_s,
+            compute_s=decision.compute_s,
         )
         end = len(prefix.names)
         while end > prefix.num_device:

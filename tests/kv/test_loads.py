@@ -51,9 +51,22 @@ def test_before_the_deadline_the_head_is_computed_and_then_piece_by_piece():
     assert a_job.compute_limit(64, now_s=6.0) == 64 + RACE_TOKENS
 
 
+def test_the_deadline_is_put_off_while_pieces_come_as_fast_as_they_would_be_computed():
+    a_job = job(*[COMING] * 10)
+    a_job.patience_s, a_job.compute_s = 1.0, 50.0
+    a_job.pieces[0].state = READY
+    a_job.note_arrivals(now_s=4.5)
+    assert a_job.deadline_s == 5.5
+    a_job.note_arrivals(now_s=5.4)
+    assert a_job.deadline_s == 5.5, "nothing new has come"
+    a_job.pieces[1].state = READY
+    a_job.note_arrivals(now_s=10.5)
+    assert a_job.deadline_s == 5.5, "two of ten, in more than a fifth of 50 s"
+
+
 def test_the_longer_nothing_comes_the_more_is_computed_at_a_time():
     a_job = job(*[COMING] * 20)
-    assert a_job.compute_limit(1000, now_s=6.0) == 2000
+    assert a_job.compute_limit(1000, now_s=6.0) == 2000 > 1000 + RACE_TOKENS
 
 
 def test_what_is_ready_is_not_computed():
