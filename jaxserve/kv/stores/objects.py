@@ -86,6 +86,7 @@ class ObjectStore:
         self._listing: Any = None  # a listing under way
         self._listing_known: set[BlockHash] = set()
         self._listed_at_s = 0.0
+        self._deletes: list[Any] = []  # under way, waited for by nobody: see `_adopt`
         try:
             self._opened()
         except StoreError as error:
@@ -249,11 +250,16 @@ class ObjectStore:
             return kv
 
     def _adopt(self, kv: KeyValues, infos: list[RecordInfo]) -> None:
-        """Take records onto the books, the oldest first, so that it leaves first."""
+        """Take records onto the books, the oldest first, so that it leaves first.
+
+        The futures of the deletes are kept until they are done: tensorstore gives an operation up
+        whose future nobody holds.
+        """
+        self._deletes = [delete for delete in self._deletes if not delete.done()]
         for info in sorted(infos, key=lambda info: info.created_s):
             double = self._ledger.remove(info.block_hash)
             if double is not None and double != info:  # two processes wrote it: one is enough
-                kv.write(_name(double), None)
+                self._deletes.append(kv.write(_name(double), None))
             self._ledger.add(info)
 
     def _refresh(self) -> None:
