@@ -11,10 +11,15 @@ Rows and tokens of a step (half-open ranges):
             [num_rows, R)             padding, q_len == 0
 
 A row's query tokens are the last q_len of its kv_len tokens.
+
+Keys and values are kept in the compute dtype (on CPU bfloat16 and float16 as raw uint16, see
+`kv.pool`), or quantised, one scale for each token and head: int8, or float8_e4m3fn, which may be
+raw uint8. The value is the stored number times its scale.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
@@ -35,6 +40,28 @@ class AttentionSpec:
     layer: int
     window: int | None = None
     soft_cap: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVPages:
+    """One KV group's pages as kernels see them."""
+
+    rows_rkph: jax.Array  # [N*L*2, K, P, H]
+    scales_rkp: jax.Array | None = None  # [N*L*2, K, P] float32, of quantised pages
+
+
+class Attended(NamedTuple):
+    """What attention over some pages yields.
+
+    Attributes:
+        out_tqh: [T, Q, H] in the queries' dtype; zeros where a query sees no key and no sink.
+        lse_tq: [T, Q] float32, the natural logarithm of the sum of exp(score), sink included;
+            -inf where a query sees nothing. With it, parts over disjoint pages can be merged.
+    """
+
+    out_tqh: jax.Array
+    lse_tq: jax.Array
 
 
 @jax.tree_util.register_dataclass
