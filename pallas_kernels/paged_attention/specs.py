@@ -10,7 +10,8 @@ Rows and tokens of a step (half-open ranges):
             [num_decodes, num_rows)   q_len tokens each, in row order, without gaps
             [num_rows, R)             padding, q_len == 0
 
-A row's query tokens are the last q_len of its kv_len tokens.
+A row's query tokens are the last q_len of its kv_len tokens. There are at least as many tokens as
+rows (T >= R), so each decode row has a query token of its own, also the padding.
 
 Keys and values are kept in the compute dtype (on CPU bfloat16 and float16 as raw uint16, see
 `kv.pool`), or quantised, one scale for each token and head: int8, or float8_e4m3fn, which may be
@@ -33,6 +34,7 @@ class AttentionSpec:
         window: a query at position p sees keys in (p - window, p]; None sees all.
         soft_cap: scores become cap * tanh(score / cap); None leaves them.
         num_layers: layers of the KV group (L); `layer` is this layer's place in it.
+        needs_lse: False where nobody merges: the backend may leave `Attended.lse_tq` out.
     """
 
     scale: float
@@ -40,6 +42,7 @@ class AttentionSpec:
     layer: int
     window: int | None = None
     soft_cap: float | None = None
+    needs_lse: bool = True
 
 
 @jax.tree_util.register_dataclass
@@ -58,10 +61,11 @@ class Attended(NamedTuple):
         out_tqh: [T, Q, H] in the queries' dtype; zeros where a query sees no key and no sink.
         lse_tq: [T, Q] float32, the natural logarithm of the sum of exp(score), sink included;
             -inf where a query sees nothing. With it, parts over disjoint pages can be merged.
+            May be None if `AttentionSpec.needs_lse` is False.
     """
 
     out_tqh: jax.Array
-    lse_tq: jax.Array
+    lse_tq: jax.Array | None
 
 
 @jax.tree_util.register_dataclass

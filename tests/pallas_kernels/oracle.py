@@ -1,101 +1,72 @@
-"""Paged attention in float64 numpy, one query at a time: slow, and plain enough to trust."""
+"""Paged attention in float64 numpy, one row at a time: slow, and plain enough to trust."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+from ml_dtypes import float8_e4m3fn
 
-from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
-
-
-@dataclass(frozen=True)
-class Case:
-    """A random step: its queries, the pool after this step's keys were written, its rows."""
-
-    q_tqh: np.ndarray
-    pool_rkph: np.ndarray
-    rows: RaggedRows
-    num_tokens: int
+from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, KVPages, RaggedRows
 
 
-def make_case(
-    rng: np.random.Generator,
-    *,
-    decode_lens: tuple[int, ...],
-    prefills: tuple[tuple[int, int], ...],
+class Expected(NamedTuple):
+    """Float64 results of the real tokens."""
+
+    out_tqh: np.ndarray
+    lse_tq: np.ndarray
+
+
+def dequantised(pages: KVPages, row: np.ndarray) -> np.ndarray:
+    """Float64 values of some rows of the pool: [len(row), K, P, H]."""
+    values = np.asarray(pages.rows_rkph)[row]
+    if pages.scales_rkp is None:
+        return values.astype(np.float64)
+    if values.dtype == np.uint8:
+        values = values.view(float8_e4m3fn)
+    return (
+        values.astype(np.float64) * np.asarray(pages.scales_rkp)[row].astype(np.float64)[..., None]
+    )
+
+
+def attention(
+    q_tqh: np.ndarray,
+    pages: KVPages,
+    rows: RaggedRows,
     spec: AttentionSpec,
-    num_q: int,
-    num_kv: int,
-    head_dim: int,
-    page_size: int,
-    table_width: int,
-    pad_rows: int = 0,
-    pad_tokens: int = 0,
-) -> Case:
-    """`prefills` are (query tokens, all tokens). Pages are shuffled; what no query sees is NaN."""
-    q_len = np.array([1] * len(decode_lens) + [q for q, _ in prefills], np.int32)
-    kv_len = np.array([*decode_lens, *(kv for _, kv in prefills)], np.int32)
-    num_rows, num_tokens = len(q_len), int(q_len.sum())
-    pages_r = -(-kv_len // page_size)
-    num_pages = int(pages_r.sum()) + 3
-    order = rng.permutation(num_pages)
-    pool = np.full(
-        (num_pages * spec.num_layers * 2, num_kv, page_size, head_dim), np.nan, np.float32
-    )
-    table = np.full((num_rows + pad_rows, table_width), order[-1], np.int32)
-    taken = 0
+    sinks_q: np.ndarray | None = None,
+) -> Expected:
+    """What `ragged_paged_attention` has to yield for the tokens of `rows[:num_rows]`."""
+    num_q, head_dim = q_tqh.shape[1:]
+    num_kv, page_size = pages.rows_rkph.shape[1:3]
+    num_rows = int(rows.num_rows)
+    num_tokens = int(np.asarray(rows.q_len)[:num_rows].sum())
+    out_tqh = np.zeros((num_tokens, num_q, head_dim))
+    lse_tq = np.zeros((num_tokens, num_q))
     for row in range(num_rows):
-        table[row, : pages_r[row]] = order[taken : taken + pages_r[row]]
-        taken += pages_r[row]
-        first = 0 if spec.window is None else max(0, kv_len[row] - q_len[row] - spec.window + 1)
-        position_p = np.arange(page_size)
-        for page in table[row, : pages_r[row]]:
-            at = (page * spec.num_layers + spec.layer) * 2
-            kv = rng.standard_normal((2, num_kv, page_size, head_dim))
-            kv[:, :, (position_p < first) | (position_p >= kv_len[row])] = np.nan
-            pool[at : at + 2] = kv
-            position_p = position_p + page_size
-
-    def padded(values: np.ndarray, fill: int) -> jnp.ndarray:
-        return jnp.asarray(np.pad(values, (0, pad_rows), constant_values=fill), jnp.int32)
-
-    rows = RaggedRows(
-        num_decodes=jnp.int32(len(decode_lens)),
-        num_rows=jnp.int32(num_rows),
-        q_start=padded(np.cumsum(q_len) - q_len, num_tokens),
-        q_len=padded(q_len, 0),
-        kv_len=padded(kv_len, 0),
-        page_table=jnp.asarray(table),
-        has_prefills=bool(prefills) or pad_tokens > 0,
-    )
-    total = max(num_tokens + pad_tokens, num_rows + pad_rows)
-    q = rng.standard_normal((total, num_q, head_dim)).astype(np.float32)
-    return Case(q, pool, rows, num_tokens)
-
-
-def attention(case: Case, spec: AttentionSpec) -> np.ndarray:
-    """Outputs of the real tokens, float64 [tokens, Q, H]."""
-    rows, page_size = case.rows, case.pool_rkph.shape[2]
-    num_kv = case.pool_rkph.shape[1]
-    out = np.zeros((case.num_tokens, *case.q_tqh.shape[1:]))
-    group = case.q_tqh.shape[1] // num_kv
-    for row in range(int(rows.num_rows)):
         start, q_len, kv_len = (int(x[row]) for x in (rows.q_start, rows.q_len, rows.kv_len))
-        pages = np.asarray(rows.page_table[row])[: -(-kv_len // page_size)]
-        at = (pages * spec.num_layers + spec.layer) * 2
-        k, v = (
-            case.pool_rkph[at + i].transpose(1, 0, 2, 3).reshape(num_kv, -1, case.q_tqh.shape[2])
+        page_m = np.asarray(rows.page_table[row])[: -(-kv_len // page_size)]
+        row_m = (page_m * spec.num_layers + spec.layer) * 2
+        k_kch, v_kch = (
+            dequantised(pages, row_m + i).swapaxes(0, 1).reshape(num_kv, -1, head_dim)[:, :kv_len]
             for i in (0, 1)
         )
-        for token in range(q_len):
-            position = kv_len - q_len + token
-            first = 0 if spec.window is None else max(0, position - spec.window + 1)
-            for head in range(case.q_tqh.shape[1]):
-                keys = k[head // group, first : position + 1].astype(np.float64)
-                scores = keys @ case.q_tqh[start + token, head] * spec.scale
-                if spec.soft_cap is not None:
-                    scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
-                weights = np.exp(scores - scores.max())
-                values = v[head // group, first : position + 1]
-                out[start + token, head] = weights @ values / weights.sum()
-    return out
+        q_qbh = q_tqh[start : start + q_len].astype(np.float64).swapaxes(0, 1)
+        q_position_b = np.arange(kv_len - q_len, kv_len)
+        k_position_c = np.arange(kv_len)
+        ahead_bc = k_position_c[None, :] - q_position_b[:, None]
+        window = kv_len if spec.window is None else spec.window
+        seen_bc = (ahead_bc <= 0) & (ahead_bc > -window)
+        needed_c: np.ndarray = np.any(seen_bc, axis=0)  # the others hold anything
+        k_kch, v_kch = (np.where(needed_c[:, None], x, 0.0) for x in (k_kch, v_kch))
+        for head in range(num_q):
+            kv_head = head // (num_q // num_kv)
+            score_bc = q_qbh[head] @ k_kch[kv_head].T * spec.scale
+            if spec.soft_cap is not None:
+                score_bc = spec.soft_cap * np.tanh(score_bc / spec.soft_cap)
+            score_bc = np.where(seen_bc, score_bc, -np.inf)
+            sink = -np.inf if sinks_q is None else float(sinks_q[head])
+            max_b = np.maximum(score_bc.max(axis=1), sink)
+            weight_bc = np.exp(score_bc - max_b[:, None])
+            sum_b = weight_bc.sum(axis=1) + np.exp(sink - max_b)
+            out_tqh[start : start + q_len, head] = weight_bc @ v_kch[kv_head] / sum_b[:, None]
+            lse_tq[start : start + q_len, head] = max_b + np.log(sum_b)
+    return Expected(out_tqh, lse_tq)

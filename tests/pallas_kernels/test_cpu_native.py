@@ -19,8 +19,8 @@ from jaxserve.models.config import RopeSpec
 from jaxserve.pallas_kernels.cpu import build, ops
 from jaxserve.pallas_kernels.paged_attention import api, cpu_native, reference
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
-from tests.pallas_kernels.oracle import attention, make_case
-from tests.pallas_kernels.test_reference import BATCHES, FEATURES
+from tests.pallas_kernels.cases import Case
+from tests.pallas_kernels.test_reference import BATCHES, FEATURES, small_case
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 DEPTHS = (1, 7, 16, 33, 200)
@@ -148,72 +148,55 @@ def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
     assert calls[2:] == [] and (np.asarray(y) == 8).all()
 
 
-@partial(jax.jit, static_argnums=3)
-def attend(q, pool, rows, spec):
-    return cpu_native.ragged_paged_attention(q, pool, rows, spec)
+COMPILED = jax.jit(cpu_native.ragged_paged_attention, static_argnums=3)
+
+
+def attend(case: Case, dtype: str = "float32") -> np.ndarray:
+    q, pool, rows = jax.tree.map(jnp.asarray, (case.q_tqh, case.pages.rows_rkph, case.rows))
+    if dtype == "bfloat16":
+        pool = reference.to_storage(pool.astype(dtype), np.dtype(np.uint16))
+    out = np.asarray(COMPILED(q.astype(dtype), pool, rows, case.spec), np.float32)
+    assert np.isfinite(out).all()
+    return out[: case.num_tokens]
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_attention_matches_float64(instructions, batch: str, feature: str):
-    spec = AttentionSpec(scale=0.3, num_layers=3, layer=1, **FEATURES[feature])
-    case = make_case(
-        np.random.default_rng(0),
-        **BATCHES[batch],
-        spec=spec,
-        num_q=6,
-        num_kv=2,
-        head_dim=20,
-        page_size=16,
-        table_width=32,
-    )
-    q, pool = jnp.asarray(case.q_tqh), jnp.asarray(case.pool_rkph)
-    out = np.asarray(attend(q, pool, case.rows, spec))
-    assert np.isfinite(out).all()
-    expected = attention(case, spec)
-    np.testing.assert_allclose(out[: case.num_tokens], expected, atol=2e-6)
-    bits = reference.to_storage(pool.astype(jnp.bfloat16), np.dtype(np.uint16))
-    half = np.asarray(attend(q.astype(jnp.bfloat16), bits, case.rows, spec), np.float32)
-    np.testing.assert_allclose(half[: case.num_tokens], expected, atol=0.04)
+    case = small_case(batch, feature)
+    expected = case.expected.out_tqh
+    np.testing.assert_allclose(attend(case), expected, atol=2e-6)
+    np.testing.assert_allclose(attend(case, "bfloat16"), expected, atol=0.04)
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 48, 256])
 @pytest.mark.parametrize("heads", [(1, 1, 8), (14, 2, 72), (5, 1, 128)])
 def test_any_page_size_and_grouping(instructions, page_size: int, heads: tuple[int, int, int]):
     num_q, num_kv, head_dim = heads
-    spec = AttentionSpec(scale=head_dim**-0.5, num_layers=2, layer=0)
-    case = make_case(
-        np.random.default_rng(page_size),
-        decode_lens=(3, 700, 129),
-        prefills=(),
-        spec=spec,
-        num_q=num_q,
-        num_kv=num_kv,
+    case = Case(
+        heads=(num_q, num_kv),
         head_dim=head_dim,
         page_size=page_size,
-        table_width=reference.table_width(768, page_size),
+        layers=(2, 0),
+        decode_lens=(3, 700, 129),
+        scale=head_dim**-0.5,
     )
-    out = np.asarray(attend(jnp.asarray(case.q_tqh), jnp.asarray(case.pool_rkph), case.rows, spec))
-    np.testing.assert_allclose(out, attention(case, spec), atol=2e-6)
+    np.testing.assert_allclose(attend(case), case.expected.out_tqh, atol=2e-6)
 
 
 def decode_case(dtype: str):
     """A step of long and short rows, as arguments of `decode`."""
-    spec = AttentionSpec(scale=0.2, num_layers=1, layer=0, window=900)
-    case = make_case(
-        np.random.default_rng(3),
-        decode_lens=(1500, 1, 300, 257, 1040),
-        prefills=(),
-        spec=spec,
-        num_q=4,
-        num_kv=2,
+    case = Case(
+        heads=(4, 2),
         head_dim=32,
-        page_size=16,
-        table_width=96,
+        dtype=dtype,
+        window=900,
+        decode_lens=(1500, 1, 300, 257, 1040),
     )
-    rows, q, pool = case.rows, jnp.asarray(case.q_tqh, dtype), jnp.asarray(case.pool_rkph, dtype)
-    return [q, reference.to_storage(pool, np.dtype(np.uint16)) if dtype == "bfloat16" else pool,
-            rows.page_table, rows.kv_len]  # fmt: skip
+    q, pool, rows = jax.tree.map(jnp.asarray, (case.q_tqh, case.pages.rows_rkph, case.rows))
+    if dtype == "bfloat16":
+        pool = reference.to_storage(pool, np.dtype(np.uint16))
+    return [q, pool, rows.page_table, rows.kv_len]
 
 
 def decode(q, pool, table, lens):

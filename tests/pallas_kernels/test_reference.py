@@ -7,7 +7,7 @@ import pytest
 
 from jaxserve.pallas_kernels.paged_attention import reference
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec
-from tests.pallas_kernels.oracle import attention, make_case
+from tests.pallas_kernels.cases import Case
 
 BATCHES = {
     "one decode": dict(decode_lens=(37,), prefills=()),
@@ -27,70 +27,42 @@ FEATURES = {
 }
 
 
-def run(case, spec):
+def small_case(batch: str, feature: str) -> Case:
+    """Heads of a size that no kernel is made for."""
+    shape = {"heads": (6, 2), "head_dim": 20, "layers": (3, 1), "scale": 0.3}
+    return Case(**shape, **BATCHES[batch], **FEATURES[feature])
+
+
+def run(case: Case, pool=None) -> np.ndarray:
     compiled = jax.jit(reference.ragged_paged_attention, static_argnums=3)
-    out = compiled(jnp.asarray(case.q_tqh), jnp.asarray(case.pool_rkph), case.rows, spec)
-    return np.asarray(out)
+    pool = case.pages.rows_rkph if pool is None else pool
+    q, pool, rows = jax.tree.map(jnp.asarray, (case.q_tqh, pool, case.rows))
+    out = np.asarray(compiled(q, pool, rows, case.spec), np.float32)
+    assert np.isfinite(out).all()
+    return out[: case.num_tokens]
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_matches_float64(batch: str, feature: str):
-    spec = AttentionSpec(scale=0.3, num_layers=3, layer=1, **FEATURES[feature])
-    case = make_case(
-        np.random.default_rng(0),
-        **BATCHES[batch],
-        spec=spec,
-        num_q=6,
-        num_kv=2,
-        head_dim=20,
-        page_size=16,
-        table_width=reference.table_width(384, 16),
-    )
-    out = run(case, spec)
-    assert np.isfinite(out).all()
-    np.testing.assert_allclose(out[: case.num_tokens], attention(case, spec), atol=2e-6)
+    case = small_case(batch, feature)
+    np.testing.assert_allclose(run(case), case.expected.out_tqh, atol=2e-6)
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 16, 64, 256])
 @pytest.mark.parametrize("heads", [(1, 1), (4, 4), (8, 1)])
 def test_any_page_size_and_grouping(page_size: int, heads: tuple[int, int]):
-    spec = AttentionSpec(scale=0.25, num_layers=1, layer=0)
-    case = make_case(
-        np.random.default_rng(page_size),
-        decode_lens=(3, 201),
-        prefills=((40, 60),),
-        spec=spec,
-        num_q=heads[0],
-        num_kv=heads[1],
-        head_dim=8,
-        page_size=page_size,
-        table_width=reference.table_width(256, page_size),
-    )
-    out = run(case, spec)
-    np.testing.assert_allclose(out[: case.num_tokens], attention(case, spec), atol=2e-6)
+    lengths = {"decode_lens": (3, 201), "prefills": ((40, 60),)}
+    case = Case(page_size, heads=heads, head_dim=8, page_size=page_size, scale=0.25, **lengths)
+    np.testing.assert_allclose(run(case), case.expected.out_tqh, atol=2e-6)
 
 
 def test_sixteen_bit_pool_is_read_from_its_raw_bits():
-    spec = AttentionSpec(scale=0.3, num_layers=2, layer=1)
-    case = make_case(
-        np.random.default_rng(1),
-        decode_lens=(40,),
-        prefills=((30, 70),),
-        spec=spec,
-        num_q=4,
-        num_kv=2,
-        head_dim=16,
-        page_size=16,
-        table_width=reference.table_width(128, 16),
-    )
-    compiled = jax.jit(reference.ragged_paged_attention, static_argnums=3)
-    q = jnp.asarray(case.q_tqh).astype(jnp.bfloat16)
-    bits = reference.to_storage(jnp.asarray(case.pool_rkph, jnp.bfloat16), np.dtype(np.uint16))
-    out = np.asarray(compiled(q, bits, case.rows, spec).astype(jnp.float32))
-    expected = attention(case, spec)
+    lengths = {"decode_lens": (40,), "prefills": ((30, 70),)}
+    case = Case(heads=(4, 2), head_dim=16, layers=(2, 1), dtype="bfloat16", scale=0.3, **lengths)
+    out = run(case, np.asarray(case.pages.rows_rkph).view(np.uint16))
     # bfloat16 keeps 8 bits: 2^-8 of values up to about 3, a few roundings deep.
-    np.testing.assert_allclose(out[: case.num_tokens], expected, atol=0.04)
+    np.testing.assert_allclose(out, case.expected.out_tqh, atol=0.04)
 
 
 def test_write_kv_touches_only_the_given_places():
