@@ -56,6 +56,11 @@ class StepHandle:
     outputs: "dict[str, jax.Array]"
     dispatched_s: float = 0.0  # on time.perf_counter
 
+    @property
+    def is_done(self) -> bool:
+        """The device has finished the step."""
+        return all(array.is_ready() for array in self.outputs.values())
+
 
 @dataclass(frozen=True, slots=True)
 class StepProgram:

@@ -37,6 +37,10 @@ SIZES = (4, 16, 64)
 MAX_SAVES_IN_FLIGHT = 8
 """Gathers whose bytes wait to be written into slots; the next one waits for the first of them."""
 
+MAX_STAGED_BYTES = 512 << 20
+"""Of the device's memory, for pieces that the next step will write into pages; but two pieces at
+least, so that one is brought while another is written."""
+
 STAGING_KIND = "pinned_host"
 
 
@@ -48,6 +52,8 @@ class Transfers:
         pool: one array per KV group, [N, L, 2, K, P, H]; only shapes and shardings are kept.
         inbox: where finished transfers are reported.
         wake: called after each report.
+        stages_saves: saves go through pinned memory; by default unless the device's memory is the
+            host's, where that would be one more copy.
 
     Raises:
         ConfigError: the platform has no pinned host memory, or damages what is moved through it.
@@ -59,6 +65,7 @@ class Transfers:
         pool: "Sequence[jax.Array]",
         inbox: deque[Message],
         wake: Callable[[], None],
+        stages_saves: bool | None = None,
     ):
         self._host = host
         self._inbox = inbox
@@ -66,8 +73,12 @@ class Transfers:
         self._num_pages = [array.shape[0] for array in pool]
         self._shapes = [array.shape[1:] for array in pool]
         self._dtype = np.dtype(pool[0].dtype)
+        self._block_bytes = sum(array.nbytes // array.shape[0] for array in pool)
         self._shardings = [array.sharding for array in pool]
         self._staging = [with_memory_kind(sharding, STAGING_KIND) for sharding in self._shardings]
+        if stages_saves is None:
+            stages_saves = any(d.platform != "cpu" for d in pool[0].devices())
+        self._stages_saves = stages_saves
         self._specs = {
             spec.name: spec
             for group, array in enumerate(pool)
@@ -78,7 +89,10 @@ class Transfers:
         self.saved_bytes = 0
         """Of blocks that were written into slots; changed by one thread of its own."""
         self._staged: dict[int, list[jax.Array]] = {}
-        self._staged_lock = threading.Lock()
+        self._num_staged_bytes = 0
+        self._is_closing = False
+        self._staged_change = threading.Condition()
+        """Guards the three above."""
         self._saves: queue.SimpleQueue[tuple[int, list[PageSave], jax.Array] | None] = (
             queue.SimpleQueue()
         )
@@ -123,8 +137,7 @@ class Transfers:
         return pool
 
     def _load(self, load: PieceLoad, pool: "list[jax.Array]") -> "list[jax.Array]":
-        with self._staged_lock:
-            staged = self._staged.pop(load.piece_id)
+        staged = self._unstage(load.piece_id)
         pool = list(pool)
         for group, pages in enumerate(load.pages):
             if (pages < 0).all():
@@ -141,7 +154,7 @@ class Transfers:
         self._room.acquire()
         try:
             (rows,) = self._program(_name("save", group, len(ids)))(array, ids)
-            staged = jax.device_put(rows, self._staging[group])
+            staged = jax.device_put(rows, self._staging[group]) if self._stages_saves else rows
         except Exception:  # no memory left, for instance: these blocks are lost, nothing else
             logger.exception("%d blocks could not be taken off the device", len(saves))
             self._room.release()
@@ -166,11 +179,25 @@ class Transfers:
 
     def drop(self, piece_id: int) -> None:
         """Let go of a staged piece."""
-        with self._staged_lock:
-            self._staged.pop(piece_id, None)
+        self._unstage(piece_id)
+
+    def _unstage(self, piece_id: int) -> "list[jax.Array]":
+        with self._staged_change:
+            arrays = self._staged.pop(piece_id)
+            self._num_staged_bytes -= _num_bytes(arrays)
+            self._staged_change.notify()
+        return arrays
+
+    @property
+    def has_room(self) -> bool:
+        """A save can start without a wait for those before it."""
+        return self._saves.qsize() < MAX_SAVES_IN_FLIGHT - 1  # one is in the thread's hands
 
     def close(self) -> None:
         """End the threads, once what was enqueued is done."""
+        with self._staged_change:
+            self._is_closing = True
+            self._staged_change.notify()
         self._saves.put(None)
         self._stages.put(None)
         for thread in self._threads:
@@ -201,18 +228,29 @@ class Transfers:
     def _stage_loop(self) -> None:
         while (entry := self._stages.get()) is not None:
             piece_id, slots = entry
+            self._wait_for_room(_size_for(len(slots)))
             start = time.perf_counter()
             is_ok, num_bytes = True, 0
             try:
                 arrays = [self._collect(group, slots) for group in range(len(self._shapes))]
                 jax.block_until_ready(arrays)
-                num_bytes = sum(array.nbytes for array in arrays)
-                with self._staged_lock:
+                num_bytes = _num_bytes(arrays)
+                with self._staged_change:
                     self._staged[piece_id] = arrays
+                    self._num_staged_bytes += num_bytes
             except Exception:
                 logger.exception("%d blocks could not be brought to the device", len(slots))
                 is_ok = False
             self._report(Staged(piece_id, is_ok, num_bytes, time.perf_counter() - start))
+
+    def _wait_for_room(self, num_blocks: int) -> None:
+        """Until the steps have written enough of what is staged already."""
+        num_bytes = num_blocks * self._block_bytes
+        most = max(MAX_STAGED_BYTES, 2 * SIZES[-1] * self._block_bytes)
+        with self._staged_change:
+            self._staged_change.wait_for(
+                lambda: self._is_closing or self._num_staged_bytes + num_bytes <= most
+            )
 
     def _collect(self, group: int, slots: tuple[int, ...]) -> jax.Array:
         """One group's blocks of slots, on the device. The array may alias `rows`, so it is new."""
@@ -264,6 +302,10 @@ def check_memory_kinds(
                     f"{dtype} comes back damaged from {host.memory_kind} memory (read on the "
                     f"{place}): the host tier cannot be used; set kv_host_bytes to 0"
                 )
+
+
+def _num_bytes(arrays: "Sequence[jax.Array]") -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _size_for(count: int) -> int:

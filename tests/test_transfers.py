@@ -24,7 +24,9 @@ SHAPES = ((2, 2, 4, 4, 8), (1, 2, 4, 4, 8))
 class Bench:
     """A pool of two groups with known bytes, a host pool, and a mover between them."""
 
-    def __init__(self, dtype: str = "uint16", mesh: Mesh | None = None):
+    def __init__(
+        self, dtype: str = "uint16", mesh: Mesh | None = None, stages_saves: bool | None = None
+    ):
         rng = np.random.default_rng(0)
         self.content = [
             rng.integers(0, 256, (NUM_PAGES, *shape, np.dtype(dtype).itemsize), np.uint8)
@@ -40,7 +42,7 @@ class Bench:
         self.host = HostPool(NUM_SLOTS * slot_bytes, SHAPES, np.dtype(dtype))
         self.inbox: deque[Message] = deque()
         self.arrived = threading.Event()
-        self.mover = Transfers(self.host, self.pool, self.inbox, self.arrived.set)
+        self.mover = Transfers(self.host, self.pool, self.inbox, self.arrived.set, stages_saves)
 
     def wait_for(self, count: int) -> list[Message]:
         until = time.monotonic() + 30
@@ -59,9 +61,11 @@ class Bench:
         return self.wait_for(len(saves))
 
 
-@pytest.fixture(params=["uint16", "float32", "float16"])
+@pytest.fixture(params=["uint16", "float32", "float16, not staged"])
 def bench(request: pytest.FixtureRequest):
-    made = Bench(request.param)
+    """Saves go through pinned memory, as on a GPU, or not, as by default on CPU."""
+    dtype, *not_staged = request.param.split(", ")
+    made = Bench(dtype, stages_saves=not not_staged)
     yield made
     made.mover.close()
 
@@ -115,8 +119,40 @@ def test_a_slot_may_be_overwritten_once_its_piece_is_staged(bench: Bench):
     assert np.asarray(bench.pool[0][50]).tobytes() == bench.content[0][3].tobytes()
 
 
-def test_the_bytes_of_a_block_do_not_depend_on_the_mesh():
-    bench = Bench(mesh=Mesh(np.array(jax.devices()[:2]), ("x",)))
+def test_staging_waits_for_pieces_to_be_written_or_dropped(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transfers_module, "MAX_STAGED_BYTES", 0)  # then two pieces may wait
+    bench.save(list(range(64)))
+    for piece_id in range(4):
+        bench.mover.stage(piece_id, range(64))
+    assert [message.piece_id for message in bench.wait_for(2) if isinstance(message, Staged)] == [
+        0,
+        1,
+    ]
+    time.sleep(0.1)
+    assert not bench.inbox, "a third piece is on the device"
+    bench.mover.drop(1)
+    bench.wait_for(1)
+    target = np.full(64, -1, np.int32)
+    bench.mover.execute(TransferPlan(loads=(PieceLoad(0, (target, target)),)), bench.pool)
+    bench.wait_for(1)
+
+
+def test_closing_does_not_wait_for_room():
+    bench = Bench()
+    bench.save(list(range(64)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfers_module, "MAX_STAGED_BYTES", 0)
+        for piece_id in range(4):
+            bench.mover.stage(piece_id, range(64))
+        bench.wait_for(2)
+        bench.mover.close()
+
+
+@pytest.mark.parametrize("stages_saves", [True, False])
+def test_the_bytes_of_a_block_do_not_depend_on_the_mesh(stages_saves: bool):
+    bench = Bench(mesh=Mesh(np.array(jax.devices()[:2]), ("x",)), stages_saves=stages_saves)
     try:
         before = bench.pool[0].sharding
         bench.save([5, 6])
@@ -155,6 +191,7 @@ def test_a_save_for_which_there_is_no_memory_is_reported_and_blocks_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "device_put", full)
+        patch.setattr(bench.mover, "_program", full)
         for _ in range(2 * transfers_module.MAX_SAVES_IN_FLIGHT):
             assert not any(message.is_ok for message in bench.save([1]))  # pyright: ignore
     assert all(message.is_ok for message in bench.save([1, 2]))  # pyright: ignore

@@ -98,6 +98,8 @@ class Engine:
         """
         if self.lower is not None:
             self.lower.wake.clear()
+            if (in_flight := self._in_flight) is not None:
+                self.lower.hear_answers(lambda: in_flight.is_done)
         plan = self._scheduler.schedule()
         handle = self._runner.dispatch(plan) if plan is not None else None
         previous, self._in_flight = self._in_flight, handle

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 STAGING_BYTES = 256 << 20
 """Host tier of an engine that has stores and was given no host memory: blocks pass through it."""
 
+ANSWER_WAIT_S = 5e-4
+
 KEY_VARIABLE = "JAXSERVE_KV_KEY"
 
 
@@ -74,6 +76,17 @@ class LowerTiers:
             if self.tiers.is_writing and not self.tiers.has_saves:
                 self.wake.wait(0.01)
         return not self.tiers.is_writing
+
+    def hear_answers(self, is_device_done: Callable[[], bool]) -> None:
+        """Wait a moment for the answers to look-ups that have just begun.
+
+        That costs nothing while the device is busy. But a sequence that cannot start because its
+        look-up is not over leaves the next step emptier.
+        """
+        while self.tiers.expects_answers and not is_device_done():
+            self.wake.wait(ANSWER_WAIT_S)
+            self.wake.clear()
+            self.tiers.poll()
 
     def close(self, timeout_s: float) -> None:
         """End the stores' threads and write out what they still hold."""

@@ -1,14 +1,16 @@
 """A sequence's blocks on their way from lower tiers to its pages.
 
 A job covers the blocks [first, end) of one sequence, in pieces. Pieces are asked for from the tail
-while the head may be computed meanwhile (Cake, arXiv 2410.03065): whatever is ready and follows the
-computed part without a gap is taken over, so a piece that is late, lost or corrupt costs computing
+while the head may be computed meanwhile (Cake, arXiv 2410.03065). Whatever has arrived is written
+into its pages at once, so that it does not take up the device's memory twice; what follows the
+computed part without a gap is taken over. So a piece that is late, lost or corrupt costs computing
 it and nothing else.
 
     FETCHING    on its way from a store into host slots
     STAGING     on its way from host slots to the device
-    READY       on the device; taken over by being written into pages
-    TAKEN       written into pages, or computed meanwhile
+    READY       on the device, for the next step to write it into its pages
+    WRITTEN     in its pages; counts once everything before it is there
+    TAKEN       the sequence goes on behind it, or it was computed meanwhile
     LOST        will not come
 
 Pure state: no arrays, no jax, no clock of its own.
@@ -34,11 +36,12 @@ class PieceState(enum.Enum):
     FETCHING = "fetching"
     STAGING = "staging"
     READY = "ready"
+    WRITTEN = "written"
     TAKEN = "taken"
     LOST = "lost"
 
 
-_LIVE = (PieceState.FETCHING, PieceState.STAGING, PieceState.READY)
+_COMING = (PieceState.FETCHING, PieceState.STAGING, PieceState.READY)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +66,12 @@ class Piece:
     @property
     def is_live(self) -> bool:
         """It may still be taken over."""
-        return self.wanted and self.state in _LIVE
+        return self.wanted and (self.is_coming or self.state is PieceState.WRITTEN)
+
+    @property
+    def is_coming(self) -> bool:
+        """It is not in its pages yet."""
+        return self.state in _COMING
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +113,7 @@ class LoadJob:
         num_blocks = num_arrived = 0
         for piece in self.pieces:
             num_blocks += piece.end - piece.start
-            if piece.state in (PieceState.READY, PieceState.TAKEN):
+            if piece.state in (PieceState.WRITTEN, PieceState.TAKEN):
                 num_arrived += piece.end - piece.start
         if num_arrived <= self.num_arrived:
             return
@@ -125,35 +133,46 @@ class LoadJob:
         live = [piece for piece in self.pieces if piece.is_live]
         if not live:
             return None
-        is_coming = any(piece.state is not PieceState.READY for piece in live)
         limit = self.end_tokens
-        if is_coming:
+        if any(piece.is_coming for piece in live):
             is_early = now_s < self.deadline_s
             first = min(piece.start for piece in live) * self.page_size
             until = max(position, self.compute_until, first)
             limit = until if is_early else max(first, self._race_until(position))
-        starts = (p.start * self.page_size for p in live if p.state is PieceState.READY)
+        starts = (piece.start * self.page_size for piece in live if not piece.is_coming)
         return min((limit, *(start for start in starts if start > position)))
 
     def _race_until(self, position: int) -> int:
         start = min(piece.start for piece in self.pieces) * self.page_size
         return position + max(RACE_TOKENS, position - start)
 
-    def take(self, position: int) -> list[Piece]:
-        """The ready pieces that follow `position` without a gap, head first; they are TAKEN now.
+    def passed(self, position: int) -> list[Piece]:
+        """Pieces that are on their way for nothing: what they bring has been computed."""
+        return [
+            piece
+            for piece in self.pieces
+            if piece.wanted
+            and piece.is_coming
+            and (piece.end * self.page_size <= position or position >= self.end_tokens)
+        ]
 
-        Pieces that lie wholly before the position are given up.
-        """
-        for piece in self.pieces:
-            if piece.end * self.page_size <= position or position >= self.end_tokens:
-                piece.wanted = False
-        live = [piece for piece in reversed(self.pieces) if piece.is_live]
-        if self.all_or_nothing and any(p.state is not PieceState.READY for p in self.pieces):
+    def arrived(self) -> list[Piece]:
+        """The ready pieces, to be written into their pages now; they are WRITTEN then."""
+        ready = [p for p in self.pieces if p.wanted and p.state is PieceState.READY]
+        for piece in ready:
+            piece.state = PieceState.WRITTEN
+        return ready
+
+    def take(self, position: int) -> list[Piece]:
+        """The written pieces that follow `position` without a gap, head first; now TAKEN."""
+        if self.all_or_nothing and any(p.state is not PieceState.WRITTEN for p in self.pieces):
             return []
         run: list[Piece] = []
         block = position // self.page_size
-        for piece in live:
-            if piece.start > block or piece.state is not PieceState.READY:
+        for piece in reversed(self.pieces):
+            if not piece.is_live:
+                continue
+            if piece.start > block or piece.is_coming:
                 break
             piece.state = PieceState.TAKEN
             run.append(piece)

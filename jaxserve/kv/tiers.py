@@ -35,12 +35,20 @@ STAGE_PRIOR = CostPrior(latency_s=5e-4, units_per_s=4e9)
 STAGE_STALE_S = 5.0
 """Staging that was slow once is tried again after about this time."""
 
+PROMPT_ANSWER_S = 0.01
+"""A store that has an index in memory answers a look-up by then, even if all cores are busy."""
+
 PIECE_BLOCKS = 64
 """Most blocks that move together from host slots to the device."""
 
 
 class Mover(Protocol):
     """Moves bytes between host slots and the device; reports to the inbox."""
+
+    @property
+    def has_room(self) -> bool:
+        """A save can start at once; otherwise it holds the engine up until another one is done."""
+        ...
 
     def stage(self, piece_id: int, slots: Sequence[int]) -> None:
         """Start to bring the slots' blocks to the device as one piece; answers `Staged`."""
@@ -154,7 +162,8 @@ class Tiers:
         self._pieces: dict[int, Piece] = {}
         self._names: dict[int, tuple[BlockHash, ...]] = {}  # by piece that is fetched or staged
         self._private: set[BlockHash] = set()
-        self._look_ups: set[int] = set()
+        self._look_ups: dict[int, float] = {}  # by ticket: when an answer is late
+        self._clock = clock
         self._tickets = itertools.count()
         self._loading: set[BlockHash] = set()
         self._num_offered = 0
@@ -207,7 +216,7 @@ class Tiers:
             content: the name of what a page of a group holds.
         """
         early: list[tuple[int, int, BlockHash]] = []
-        while self._early and len(early) < MAX_SAVES:
+        while self._early and len(early) < MAX_SAVES and self._mover.has_room:
             (group, name), page = self._early.popitem(last=False)
             if content(group, page) == name:
                 early.append((group, page, name))
@@ -240,12 +249,18 @@ class Tiers:
         lacking = [name for name in names if not self.host.is_complete(name)]
         if not lacking or not self._cascade.look_up(ticket, lacking):
             return None
-        self._look_ups.add(ticket)
+        self._look_ups[ticket] = self._clock() + PROMPT_ANSWER_S
         return ticket
 
     def is_looking(self, ticket: int) -> bool:
         """The stores have not answered yet."""
         return ticket in self._look_ups
+
+    @property
+    def expects_answers(self) -> bool:
+        """A look-up has begun so lately that its answer may come any moment."""
+        now_s = self._clock()
+        return any(now_s < late_s for late_s in self._look_ups.values())
 
     def estimate_look_up_s(self, num_names: int) -> float:
         """Seconds that looking up so many blocks takes."""
@@ -299,7 +314,7 @@ class Tiers:
             None if no slots are free for what a store would send.
         """
         if source == DEVICE:  # nothing to move, but the blocks count once those before are there
-            return Piece(-1, start, end, PieceState.READY, source)
+            return Piece(-1, start, end, PieceState.WRITTEN, source)
         wanted = tuple(names[start:end])
         piece = Piece(next(self._piece_ids), start, end, PieceState.STAGING, source)
         if source == HOST:
@@ -333,11 +348,15 @@ class Tiers:
         for slot in slots:
             self.host.abort(slot, self.host.generation(slot), self._all_groups)
 
-    def taken(self, piece: Piece) -> None:
+    def written(self, piece: Piece) -> None:
         """A ready piece is being written into pages."""
         self.counters.loaded[piece.source] = (
             self.counters.loaded.get(piece.source, 0) + piece.end - piece.start
         )
+        del self._pieces[piece.piece_id]
+
+    def taken(self, piece: Piece) -> None:
+        """The device's index is about to name the blocks of a piece."""
         self._forget_piece(piece)
 
     def give_up(self, piece: Piece) -> None:
@@ -346,7 +365,9 @@ class Tiers:
         self._loading.difference_update(self._names.get(piece.piece_id, ()))
         if piece.state is PieceState.FETCHING and self._cascade is not None:
             self._cascade.withdraw(piece.piece_id)
-        if piece.state is PieceState.READY and piece.source != DEVICE:
+        if piece.state is PieceState.WRITTEN:
+            self._forget_piece(piece)
+        if piece.state is PieceState.READY:
             piece.state = PieceState.LOST
             self._mover.drop(piece.piece_id)
             self._forget_piece(piece)
@@ -435,7 +456,7 @@ class Tiers:
     def _on_looked_up(self, message: LookedUp) -> None:
         assert self._cascade is not None
         if message.ticket is not None:
-            self._look_ups.discard(message.ticket)
+            self._look_ups.pop(message.ticket, None)
         self._cascade.note_found(message.names, message.found)
 
     def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...], was_asked: bool) -> None:
@@ -483,9 +504,7 @@ class Tiers:
         """AssertionError if slots, pieces and messages do not add up."""
         self.host.check_integrity()
         for piece in self._pieces.values():
-            assert piece.state not in (PieceState.TAKEN, PieceState.LOST), (
-                f"piece {piece.piece_id} is {piece.state}, but still known"
-            )
+            assert piece.is_coming, f"piece {piece.piece_id} is {piece.state}, but still known"
         assert self._saving_names == Counter(self._saving.values()), "saves are miscounted"
         names = {name for names in self._names.values() for name in names}
         assert self._loading <= names, "a block is marked as loading, but no piece has it"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxserve.kv.loads import LoadJob, Piece
-from jaxserve.kv.tiers import DEVICE
 from jaxserve.kv.transfer_plan import NO_TRANSFERS, PieceLoad, TransferPlan
 from jaxserve.plan import NO_STEP, PrefillChunk, StepPlan
 from jaxserve.scheduler.admission import Admission, Outcome
@@ -78,11 +77,14 @@ class Planner:
         )
         assert tiers is not None and job is not None
         position = int(slots.positions[seq.slot])
+        for piece in job.passed(position):
+            tiers.give_up(piece)
+        for piece in job.arrived():
+            draft.piece_loads.append(_piece_load(job, piece, position // pager.page_size))
+            tiers.written(piece)
         job.note_arrivals(self._clock())
         for piece in job.take(position):
-            if piece.source != DEVICE:
-                draft.piece_loads.append(_piece_load(job, piece, position // pager.page_size))
-                tiers.taken(piece)
+            tiers.taken(piece)
             after = job.position_after(piece)
             if not job.is_resume:
                 seq.cached[piece.source] = seq.cached.get(piece.source, 0) + after - position

@@ -65,6 +65,10 @@ class FakeTiers:
 
     # Mover
 
+    @property
+    def has_room(self) -> bool:
+        return self._random.random() < 0.9
+
     def stage(self, piece_id: int, slots) -> None:
         self._pending.append(("stage", piece_id, list(slots)))
 
