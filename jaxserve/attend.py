@@ -1,8 +1,8 @@
 """Builds the `attend` callable that models call: between layers, and pages with their kernels.
 
-The cache that a model carries from layer to layer is the KV pool in its kernel view, one array per
-KV group. Under tensor parallelism each device keeps its own KV heads and attends with its own query
-heads; where the heads do not divide, every device does all of them.
+The cache that a model carries from layer to layer is the KV pool in its kernel view, the pages of
+each KV group. Under tensor parallelism each device keeps its own KV heads and attends with its own
+query heads; where the heads do not divide, every device does all of them.
 """
 
 from collections.abc import Callable
@@ -16,22 +16,24 @@ from jaxserve.batch import Batch, SlotState
 from jaxserve.kv.pool import KVPool, kernel_view
 from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.paged_attention.api import Backend
-from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
+from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, KVPages, RaggedRows
 from jaxserve.sharding import TENSOR_AXIS
 from jaxserve.types import KVGroup
 
-Cache = tuple[jax.Array, ...]
+Cache = tuple[KVPages, ...]
 Attend = Callable[[Cache, int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]]
 
 
 def open_cache(pool: KVPool) -> Cache:
     """The pool as models carry it."""
-    return tuple(kernel_view(group) for group in pool.groups)
+    return tuple(KVPages(kernel_view(group)) for group in pool.groups)
 
 
 def close_cache(cache: Cache, pool: KVPool) -> KVPool:
     """The pool again, in the shape it is kept in between steps."""
-    shaped = (view.reshape(old.shape) for view, old in zip(cache, pool.groups, strict=True))
+    shaped = (
+        pages.rows_rkph.reshape(old.shape) for pages, old in zip(cache, pool.groups, strict=True)
+    )
     return KVPool(tuple(shaped))
 
 
@@ -76,11 +78,12 @@ def build_attend(
             layer=index,
             window=group.cache.window,
             soft_cap=model.layers[layer].logit_soft_cap,
+            needs_lse=False,
         )
         run = partial(_write_and_attend, backend=backend, spec=spec)
         if mesh is not None:
             run = _per_device(run, mesh, group.cache.num_kv_heads)
-        out_tqh, pool_rkph = run(
+        out_tqh, pages = run(
             cache[group.index],
             q_tqh,
             k_tkh,
@@ -89,13 +92,13 @@ def build_attend(
             offset_t,
             rows_of_group[group.index],
         )
-        return out_tqh, (*cache[: group.index], pool_rkph, *cache[group.index + 1 :])
+        return out_tqh, (*cache[: group.index], pages, *cache[group.index + 1 :])
 
     return attend
 
 
 def _write_and_attend(
-    pool_rkph: jax.Array,
+    pages: KVPages,
     q_tqh: jax.Array,
     k_tkh: jax.Array,
     v_tkh: jax.Array,
@@ -105,11 +108,11 @@ def _write_and_attend(
     *,
     backend: Backend,
     spec: AttentionSpec,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, KVPages]:
     with jax.named_scope("write_kv"):
-        pool_rkph = backend.write_kv(pool_rkph, k_tkh, v_tkh, page_t, offset_t, spec)
+        pages = backend.write_kv(pages, k_tkh, v_tkh, page_t, offset_t, spec)
     with jax.named_scope("attention"):
-        return backend.ragged_paged_attention(q_tqh, pool_rkph, rows, spec), pool_rkph
+        return backend.ragged_paged_attention(q_tqh, pages, rows, spec).out_tqh, pages
 
 
 def head_axis(mesh: Mesh, num_kv_heads: int) -> str | None:
@@ -118,10 +121,10 @@ def head_axis(mesh: Mesh, num_kv_heads: int) -> str | None:
 
 
 def _per_device(
-    run: Callable[..., tuple[jax.Array, jax.Array]],
+    run: Callable[..., tuple[jax.Array, KVPages]],
     mesh: Mesh,
     num_kv_heads: int,
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
+) -> Callable[..., tuple[jax.Array, KVPages]]:
     heads = PartitionSpec(None, head_axis(mesh, num_kv_heads))
     replicated = PartitionSpec()
     return jax.shard_map(

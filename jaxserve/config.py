@@ -14,7 +14,7 @@ from jaxserve.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority")
-ATTENTION_BACKENDS = ("auto", "reference", "cpu_native")
+ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "triton", "tpu", "cpu_native", "reference")
 OFFLOAD_MODES = ("auto", "eager", "lazy")
 LOAD_MODES = ("auto", "load", "recompute")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
@@ -102,7 +102,11 @@ class RuntimeConfig:
         None, "persistent compile cache; default: under the user's cache folder; '' turns it off"
     )
     warmup: bool = setting(True, "compile every graph before serving")
-    attention_backend: str = setting("auto", "attention kernels", choices=ATTENTION_BACKENDS)
+    attention_backend: str = setting(
+        "auto",
+        "attention kernels to try first; what they cannot do goes to the next ones",
+        choices=ATTENTION_BACKENDS,
+    )
     native_cpu: bool = setting(
         True, "on CPU, compile C++ kernels for decode at first use, if there is a compiler"
     )

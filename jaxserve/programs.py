@@ -131,7 +131,8 @@ def _source_digest() -> str:
     """Digest of this package's source: what was traced by other code is another program."""
     digest = blake3()
     root = Path(__file__).parent
-    for pattern in ("**/*.py", "models/*.py", "pallas_kernels/**/*.py", "pallas_kernels/**/*.cc"):
+    kernels = [f"pallas_kernels/**/*.{kind}" for kind in ("py", "cc", "json")]
+    for pattern in ("**/*.py", "models/*.py", *kernels):
         for path in sorted(root.glob(pattern)):
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

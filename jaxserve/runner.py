@@ -35,7 +35,7 @@ from jaxserve.models import decoder
 from jaxserve.models import layers as nn
 from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.cpu import build
-from jaxserve.pallas_kernels.paged_attention.api import Backend
+from jaxserve.pallas_kernels.paged_attention.api import UNSTABLE_CUSTOM_CALLS, Backend
 from jaxserve.plan import NO_STEP, Bucket, StepPlan, StepResult
 from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
 from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
@@ -259,7 +259,7 @@ class Runner:
             args=(*self._params, *self._device, packed),
             donate=tuple(range(num_params, num_params + num_device)),
             out_shardings=self._out_shardings(self._device, len(_output_names(bucket))),
-            custom_calls=build.TARGETS,
+            custom_calls=(*build.TARGETS, *UNSTABLE_CUSTOM_CALLS),
         )
 
     def _load_spec(self) -> ProgramSpec:

@@ -30,7 +30,7 @@ from jaxserve.kv.pool import KVPool, create_pool, page_bytes, storage_dtype
 from jaxserve.models import layers as nn
 from jaxserve.pallas_kernels.cpu import ops as native
 from jaxserve.pallas_kernels.cpu.build import load as load_native
-from jaxserve.pallas_kernels.paged_attention.api import get_backend
+from jaxserve.pallas_kernels.paged_attention.api import get_backend, this_machine
 from jaxserve.pallas_kernels.paged_attention.reference import table_width
 from jaxserve.programs import ProgramStore
 from jaxserve.runner import Runner, StepProgram
@@ -97,13 +97,16 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     buckets = default_buckets(shape.num_slots, config.scheduler.max_num_batched_tokens)
     native_cpu = _use_native_cpu(config, mesh)
     try:
-        backend = get_backend(config.runtime.attention_backend, native_cpu=native_cpu)
+        machine = this_machine(native_cpu=native_cpu)
+        backend = get_backend(config.runtime.attention_backend, machine)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    attention = backend.names[0]
+    config = replace(config, runtime=replace(config.runtime, attention_backend=attention))
     kernels = _native_kernels() if native_cpu else nn.XLA
     program = StepProgram(model.config, groups, shape, backend, mesh, kernels)
     instructions = load_native().detail if native_cpu else None
-    identity = repr((model.config, groups, shape, config.runtime.attention_backend, instructions))
+    identity = repr((model.config, groups, shape, machine, attention, instructions))
     runner = Runner(
         program,
         model.params,
@@ -112,7 +115,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         buckets,
         ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
     )
-    root = _namespace(model, groups, dtype, shape.page_size, native_cpu).root()
+    root = _namespace(model, groups, dtype, shape.page_size, native_cpu, attention).root()
     lower = build_tiers(config.cache, runner.pool, root)
     runner.transfers = lower and lower.transfers
     start = time.perf_counter()
@@ -258,7 +261,9 @@ def _namespace(
     dtype: np.dtype,
     page_size: int,
     native_cpu: bool,
+    attention: str,
 ) -> Namespace:
+    products = NATIVE_NUMERICS if native_cpu else "xla"
     return Namespace(
         weights_fingerprint=model.fingerprint,
         model_config_digest=model.config.digest,
@@ -266,7 +271,7 @@ def _namespace(
         layout_version=LAYOUT_VERSION,
         page_size=page_size,
         kv_groups=groups,
-        numerics=f"{jax.default_backend()} {NATIVE_NUMERICS if native_cpu else 'xla'}",
+        numerics=f"{jax.default_backend()} {products} {attention}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Paged attention in plain jnp/lax: the oracle of the kernels and the CPU default.
+"""Paged attention in plain jnp/lax: what every other backend falls back to. It can do everything.
 
 Blocked with an online softmax, and looped with dynamic trip counts, so that padding rows, short
 sequences and the upper triangle cost nothing. Softmax is in float32.
@@ -9,13 +9,26 @@ garbage lands on tokens that a later tile writes, or on padding.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
-from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
+from jaxserve.pallas_kernels.paged_attention import page_moves
+from jaxserve.pallas_kernels.paged_attention.quant import dequantise
+from jaxserve.pallas_kernels.paged_attention.specs import (
+    Attended,
+    AttentionSpec,
+    KVPages,
+    RaggedRows,
+)
+
+write_kv = page_moves.write_kv
+gather_pages = page_moves.gather_pages
+scatter_pages = page_moves.scatter_pages
 
 NEG_INF = -1e30
 
@@ -31,96 +44,103 @@ def _chunk_pages(chunk_tokens: int, page_size: int) -> int:
     return max(1, chunk_tokens // page_size)
 
 
-def write_kv(
-    pool_rkph: Shaped[Array, "rows K P H"],
-    k_tkh: Float[Array, "T K H"],
-    v_tkh: Float[Array, "T K H"],
-    page_t: Int[Array, " T"],
-    offset_t: Int[Array, " T"],
-    spec: AttentionSpec,
-) -> Shaped[Array, "rows K P H"]:
-    """Write one layer's keys and values; tokens whose page is negative are dropped."""
-    num_rows = pool_rkph.shape[0]
-    row_t = jnp.where(page_t < 0, num_rows, (page_t * spec.num_layers + spec.layer) * 2)
-    k_tkh = to_storage(k_tkh, pool_rkph.dtype)
-    v_tkh = to_storage(v_tkh, pool_rkph.dtype)
-    if row_t.shape[0] == 1:
-        # XLA turns a scatter of one update into a slice update, and copies the pool for it.
-        row_t = jnp.pad(row_t, (0, 1), constant_values=num_rows)
-        offset_t = jnp.pad(offset_t, (0, 1))
-        k_tkh, v_tkh = (jnp.pad(x, ((0, 1), (0, 0), (0, 0))) for x in (k_tkh, v_tkh))
-    pool_rkph = pool_rkph.at[row_t, :, offset_t, :].set(k_tkh, mode="drop")
-    return pool_rkph.at[row_t + 1, :, offset_t, :].set(v_tkh, mode="drop")
-
-
-def to_storage(x: jax.Array, storage: jnp.dtype) -> jax.Array:
-    """Cast to the pool's dtype; an unsigned one holds the raw bits (see kv.pool)."""
-    return lax.bitcast_convert_type(x, storage) if storage == jnp.uint16 else x.astype(storage)
-
-
-def from_storage(x: jax.Array, compute: jnp.dtype) -> jax.Array:
-    """The inverse of `to_storage`."""
-    return lax.bitcast_convert_type(x, compute) if x.dtype == jnp.uint16 else x.astype(compute)
-
-
 def ragged_paged_attention(
     q_tqh: Float[Array, "T Q H"],
-    pool_rkph: Shaped[Array, "rows K P H"],
+    pages: KVPages,
     rows: RaggedRows,
     spec: AttentionSpec,
-) -> Float[Array, "T Q H"]:
-    """Causal attention of every row's queries to its pages; padding tokens get anything finite."""
+    *,
+    sinks_q: Float[Array, " Q"] | None = None,
+) -> Attended:
+    """Causal attention of every row's queries to its pages; padding tokens get anything finite.
+
+    Args:
+        sinks_q: an extra score of each head, of which only the weight counts; not scaled or capped.
+
+    Returns:
+        `lse_tq` is left out unless the spec asks for it.
+    """
     num_tokens, num_q, head_dim = q_tqh.shape
-    num_kv = pool_rkph.shape[1]
+    num_kv = pages.rows_rkph.shape[1]
     num_groups = num_q // num_kv
+    step = _Step(pages, rows, spec, None if sinks_q is None else sinks_q.reshape(num_kv, -1))
     q_tkgh = q_tqh.reshape(num_tokens, num_kv, num_groups, head_dim)
-    out_tkgh = _decode(q_tkgh[: rows.q_len.shape[0]], pool_rkph, rows, spec)
-    pad = num_tokens - out_tkgh.shape[0]
+    found = _decode(step, q_tkgh[: rows.q_len.shape[0]])
+    pad = num_tokens - rows.q_len.shape[0]
     if pad:
-        out_tkgh = jnp.pad(out_tkgh, ((0, pad), (0, 0), (0, 0), (0, 0)))
+        found = found.padded(pad)
     if rows.has_prefills:
-        out_tkgh = _prefill(out_tkgh, q_tkgh, pool_rkph, rows, spec)
-    return out_tkgh.reshape(num_tokens, num_q, head_dim)
+        found = _prefill(step, found, q_tkgh)
+    lse_tkg = found.lse_tkg
+    return Attended(
+        found.out_tkgh.reshape(num_tokens, num_q, head_dim),
+        None if lse_tkg is None else lse_tkg.reshape(num_tokens, num_q),
+    )
 
 
-def _decode(q_rkgh: jax.Array, pool: jax.Array, rows: RaggedRows, spec: AttentionSpec) -> jax.Array:
-    num_rows = q_rkgh.shape[0]
+class _Step(NamedTuple):
+    """What all queries of a call share."""
+
+    pages: KVPages
+    rows: RaggedRows
+    spec: AttentionSpec
+    sinks_kg: jax.Array | None
+
+
+class _Found(NamedTuple):
+    """Results by token, heads apart by KV head."""
+
+    out_tkgh: jax.Array
+    lse_tkg: jax.Array | None
+
+    def padded(self, count: int) -> "_Found":
+        """More tokens behind, which see nothing."""
+        lse_tkg = self.lse_tkg
+        return _Found(
+            _pad_tokens(self.out_tkgh, count),
+            None if lse_tkg is None else _pad_tokens(lse_tkg, count),
+        )
+
+
+def _pad_tokens(x_t: jax.Array, count: int) -> jax.Array:
+    return jnp.pad(x_t, ((0, count), *((0, 0),) * (x_t.ndim - 1)))
+
+
+def _decode(step: _Step, q_rkgh: jax.Array) -> _Found:
+    rows, num_rows = step.rows, q_rkgh.shape[0]
     group_rows = min(DECODE_GROUP_ROWS, num_rows)
     kv_len_r = jnp.where(jnp.arange(num_rows) < rows.num_decodes, rows.kv_len, 0)
     order = jnp.argsort(-kv_len_r).astype(jnp.int32)
     pad = -num_rows % group_rows
     order = jnp.pad(order, (0, pad), constant_values=num_rows)
 
-    def one_group(group, out_rkgh):
+    def one_group(group, found: _Found) -> _Found:
         row_g = lax.dynamic_slice(order, (group * group_rows,), (group_rows,))
         length_g = kv_len_r.at[row_g].get(mode="fill", fill_value=0)
         table_gm = rows.page_table.at[row_g].get(mode="clip")
         q_gkgh = q_rkgh.at[row_g].get(mode="clip")[:, :, :, None, :]
-        out_gkgh = _attend_chunks(
-            q_gkgh, length_g - 1, length_g, table_gm, pool, spec, DECODE_CHUNK_TOKENS
-        )
-        return out_rkgh.at[row_g].set(out_gkgh[:, :, :, 0, :], mode="drop")
+        part = _attend_chunks(step, q_gkgh, length_g - 1, length_g, table_gm, DECODE_CHUNK_TOKENS)
+        out_rkgh = found.out_tkgh.at[row_g].set(part.out_skgbh[:, :, :, 0, :], mode="drop")
+        if found.lse_tkg is None or part.lse_skgb is None:
+            return _Found(out_rkgh, None)
+        return _Found(out_rkgh, found.lse_tkg.at[row_g].set(part.lse_skgb[..., 0], mode="drop"))
 
     num_groups = (rows.num_decodes + group_rows - 1) // group_rows
-    return lax.fori_loop(0, num_groups, one_group, jnp.zeros_like(q_rkgh))
+    lse_rkg = jnp.zeros(q_rkgh.shape[:3], jnp.float32) if step.spec.needs_lse else None
+    start = _Found(jnp.zeros_like(q_rkgh), lse_rkg)
+    return lax.fori_loop(0, num_groups, one_group, start)
 
 
-def _prefill(
-    out_tkgh: jax.Array,
-    q_tkgh: jax.Array,
-    pool: jax.Array,
-    rows: RaggedRows,
-    spec: AttentionSpec,
-) -> jax.Array:
-    num_tokens = q_tkgh.shape[0]
+def _prefill(step: _Step, found: _Found, q_tkgh: jax.Array) -> _Found:
+    """`found` with the tokens of prefill rows filled in."""
+    rows, num_tokens = step.rows, q_tkgh.shape[0]
     tile = min(PREFILL_TILE_TOKENS, num_tokens)
     is_prefill_r = jnp.arange(rows.q_len.shape[0]) >= rows.num_decodes
     tiles_r = jnp.where(is_prefill_r, (rows.q_len + tile - 1) // tile, 0)
     end_r = jnp.cumsum(tiles_r).astype(jnp.int32)
-    out_tkgh = jnp.pad(out_tkgh, ((0, tile), (0, 0), (0, 0), (0, 0)))
-    q_tkgh = jnp.pad(q_tkgh, ((0, tile), (0, 0), (0, 0), (0, 0)))
+    found, q_tkgh = found.padded(tile), _pad_tokens(q_tkgh, tile)
 
-    def one_tile(index, out_tkgh):
+    def one_tile(index, found: _Found) -> _Found:
         row = jnp.searchsorted(end_r, index, side="right").astype(jnp.int32)
         first = (index - (end_r[row] - tiles_r[row])) * tile  # within the row's queries
         start = rows.q_start[row] + first
@@ -129,43 +149,49 @@ def _prefill(
         q_1kgbh = q_bkgh.transpose(1, 2, 0, 3)[None]
         length_1 = jnp.minimum(rows.kv_len[row], position + tile)[None]
         table_1m = lax.dynamic_slice_in_dim(rows.page_table, row, 1, axis=0)
-        out_1kgbh = _attend_chunks(
-            q_1kgbh, position[None], length_1, table_1m, pool, spec, PREFILL_CHUNK_TOKENS
+        part = _attend_chunks(
+            step, q_1kgbh, position[None], length_1, table_1m, PREFILL_CHUNK_TOKENS
         )
-        out_bkgh = out_1kgbh[0].transpose(2, 0, 1, 3)
-        return lax.dynamic_update_slice_in_dim(out_tkgh, out_bkgh, start, axis=0)
+        out_bkgh = part.out_skgbh[0].transpose(2, 0, 1, 3)
+        out_tkgh = lax.dynamic_update_slice_in_dim(found.out_tkgh, out_bkgh, start, axis=0)
+        if found.lse_tkg is None or part.lse_skgb is None:
+            return _Found(out_tkgh, None)
+        lse_bkg = part.lse_skgb[0].transpose(2, 0, 1)
+        return _Found(
+            out_tkgh, lax.dynamic_update_slice_in_dim(found.lse_tkg, lse_bkg, start, axis=0)
+        )
 
-    return lax.fori_loop(0, end_r[-1], one_tile, out_tkgh)[:num_tokens]
+    found = lax.fori_loop(0, end_r[-1], one_tile, found)
+    lse_tkg = found.lse_tkg
+    return _Found(found.out_tkgh[:num_tokens], None if lse_tkg is None else lse_tkg[:num_tokens])
+
+
+class _Part(NamedTuple):
+    """Results of B consecutive queries of each of some sequences."""
+
+    out_skgbh: jax.Array
+    lse_skgb: jax.Array | None
 
 
 def _attend_chunks(
+    step: _Step,
     q_skgbh: Float[Array, "S K G B H"],
     position_s: Int[Array, " S"],
     length_s: Int[Array, " S"],
     table_sm: Int[Array, "S M"],
-    pool: Shaped[Array, "rows K P H"],
-    spec: AttentionSpec,
     chunk_tokens: int,
-) -> Float[Array, "S K G B H"]:
+) -> _Part:
     """B consecutive queries of each sequence, from `position_s`, over keys [0, length_s)."""
+    spec = step.spec
     num_seqs, num_kv, num_groups, num_queries, head_dim = q_skgbh.shape
-    page_size = pool.shape[2]
+    page_size = step.pages.rows_rkph.shape[2]
     num_pages = _chunk_pages(chunk_tokens, page_size)
-    if table_sm.shape[1] % num_pages:
-        raise ValueError(
-            f"the page table is {table_sm.shape[1]} wide; expected a multiple of {num_pages}: "
-            "make it table_width(...) wide"
-        )
+    if pad := -table_sm.shape[1] % num_pages:
+        table_sm = jnp.pad(table_sm, ((0, 0), (0, pad)))
     chunk = num_pages * page_size
-    pool_headwise = pool.reshape(-1, page_size, head_dim)
-    head_k = jnp.arange(num_kv, dtype=jnp.int32)
+    load = _chunk_loader(step.pages, num_kv, chunk, q_skgbh.dtype)
     q_skxh = q_skgbh.reshape(num_seqs, num_kv, num_groups * num_queries, head_dim)
     q_pos_sb = position_s[:, None] + jnp.arange(num_queries, dtype=jnp.int32)[None]
-
-    def load(row_sc):
-        row_skc = row_sc[:, None, :] * num_kv + head_k[None, :, None]
-        kv = from_storage(pool_headwise.at[row_skc].get(mode="clip"), q_skgbh.dtype)
-        return kv.reshape(num_seqs, num_kv, chunk, head_dim)
 
     def one_chunk(index, carry):
         max_skx, sum_skx, acc_skxh = carry
@@ -208,15 +234,52 @@ def _attend_chunks(
         earliest = jnp.where(length_s > 0, position_s - spec.window + 1, jnp.int32(2**30)).min()
         first = jnp.maximum(earliest, 0) // chunk
     last = (length_s.max() + chunk - 1) // chunk
-    shape = q_skxh.shape[:3]
-    start = (
-        jnp.full(shape, NEG_INF, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, head_dim), jnp.float32),
+    start = _start_softmax(step.sinks_kg, q_skgbh)
+    max_skx, sum_skx, acc_skxh = lax.fori_loop(first, last, one_chunk, start)
+    out_skxh = acc_skxh / jnp.maximum(sum_skx, jnp.float32(1e-30))[..., None]
+    out_skgbh = out_skxh.astype(q_skgbh.dtype).reshape(q_skgbh.shape)
+    if not spec.needs_lse:
+        return _Part(out_skgbh, None)
+    lse_skx = jnp.where(sum_skx > 0, max_skx + jnp.log(sum_skx), -jnp.inf)
+    return _Part(out_skgbh, lse_skx.reshape(q_skgbh.shape[:4]))
+
+
+def _chunk_loader(
+    pages: KVPages, num_kv: int, chunk: int, compute: jnp.dtype
+) -> Callable[[jax.Array], jax.Array]:
+    """Gathers rows of the pool [S, pages of a chunk] as values [S, K, C, H]."""
+    page_size, head_dim = pages.rows_rkph.shape[2:]
+    pool_headwise = pages.rows_rkph.reshape(-1, page_size, head_dim)
+    head_k = jnp.arange(num_kv, dtype=jnp.int32)
+
+    def load(row_sc: jax.Array) -> jax.Array:
+        row_skc = row_sc[:, None, :] * num_kv + head_k[None, :, None]
+        stored = pool_headwise.at[row_skc].get(mode="clip")
+        if pages.scales_rkp is None:
+            kv = page_moves.from_storage(stored, compute)
+        else:
+            scale = pages.scales_rkp.reshape(-1, page_size).at[row_skc].get(mode="clip")
+            kv = dequantise(stored, scale, compute)
+        return kv.reshape(row_sc.shape[0], num_kv, chunk, head_dim)
+
+    return load
+
+
+def _start_softmax(
+    sinks_kg: jax.Array | None, q_skgbh: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Largest score, sum of weights and weighted values before any key: nothing, or the sink."""
+    num_seqs, num_kv, num_groups, num_queries, head_dim = q_skgbh.shape
+    shape = (num_seqs, num_kv, num_groups * num_queries)
+    acc_skxh = jnp.zeros((*shape, head_dim), jnp.float32)
+    if sinks_kg is None:
+        return jnp.full(shape, NEG_INF, jnp.float32), jnp.zeros(shape, jnp.float32), acc_skxh
+    sink = sinks_kg.astype(jnp.float32)[None, :, :, None]
+    return (
+        jnp.broadcast_to(sink, q_skgbh.shape[:4]).reshape(shape),
+        jnp.ones(shape, jnp.float32),
+        acc_skxh,
     )
-    _, sum_skx, acc_skxh = lax.fori_loop(first, last, one_chunk, start)
-    out = acc_skxh / jnp.maximum(sum_skx, jnp.float32(1e-30))[..., None]
-    return out.astype(q_skgbh.dtype).reshape(q_skgbh.shape)
 
 
 def table_width(max_model_len: int, page_size: int) -> int:

@@ -70,6 +70,8 @@ class Case:
     pad_tokens: int = 0
     is_mixed: bool = False
     """The graph has prefills, even if the step has none."""
+    is_raw: bool = False
+    """16-bit and float8 pages are their bits, as unsigned integers."""
     scale: float | None = None
 
     def __str__(self) -> str:
@@ -187,6 +189,9 @@ class Case:
                 stored = np.rint(stored) if self.quantised == "int8" else stored
                 pool[at : at + 2, :, held] = stored[:, :, held].astype(pool.dtype)
                 scales[at : at + 2, :, held] = scale[:, :, held]
+        raw = {"bfloat16": np.uint16, "float16": np.uint16, "float8_e4m3fn": np.uint8}
+        if self.is_raw and pool.dtype.name in raw:
+            pool = pool.view(raw[pool.dtype.name])
         held_pages: Any = (pool, scales)
         return KVPages(*held_pages)
 

@@ -1,4 +1,4 @@
-"""What every attention backend must pass, for any case. `Functions` may be a module.
+"""What every attention backend must pass, for any case. `functions` may be a module.
 
     check_attention(functions, case)              outputs and lse against float64
     check_write_kv(functions, ...)                new tokens go to their places and nowhere else
@@ -8,27 +8,15 @@ A backend that cannot do a case raises NotImplementedError out of these.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxserve.pallas_kernels.paged_attention.api import Backend
 from jaxserve.pallas_kernels.paged_attention.specs import Attended, AttentionSpec, KVPages
 from tests.pallas_kernels.cases import DTYPES, Case
-
-
-class Functions(Protocol):
-    """A backend, its `interpret` bound already."""
-
-    @property
-    def ragged_paged_attention(self) -> Any: ...
-    @property
-    def write_kv(self) -> Any: ...
-    @property
-    def gather_pages(self) -> Any: ...
-    @property
-    def scatter_pages(self) -> Any: ...
 
 
 class Tolerance(NamedTuple):
@@ -49,7 +37,7 @@ DEQUANTISED_FACTOR = 1.5
 """Keys and values of quantised pages may be rounded to the queries' dtype once more."""
 
 
-def check_attention(functions: Functions, case: Case, *, jit: bool = True) -> Attended:
+def check_attention(functions: Backend, case: Case, *, jit: bool = True) -> Attended:
     """Outputs and log-sum-exp of the real tokens are right, and no output is NaN or infinite."""
     attend = partial(functions.ragged_paged_attention, spec=case.spec)
     if case.sinks_q is not None:
@@ -75,7 +63,7 @@ def check_attention(functions: Functions, case: Case, *, jit: bool = True) -> At
 
 
 def check_write_kv(
-    functions: Functions,
+    functions: Backend,
     *,
     dtype: str = "float32",
     quantised: str | None = None,
@@ -143,7 +131,7 @@ def check_write_kv(
 
 
 def check_gather_scatter(
-    functions: Functions, dtype: str = "bfloat16", page_shape: tuple[int, ...] = (3, 2, 2, 16, 64)
+    functions: Backend, dtype: str = "bfloat16", page_shape: tuple[int, ...] = (3, 2, 2, 16, 64)
 ) -> None:
     """Pages come out as they are, go in where they should, and ids out of range do nothing."""
     rng, num_pages = np.random.default_rng(0), 11

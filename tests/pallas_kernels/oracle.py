@@ -15,11 +15,12 @@ class Expected(NamedTuple):
     lse_tq: np.ndarray
 
 
-def dequantised(pages: KVPages, row: np.ndarray) -> np.ndarray:
+def read_rows(pages: KVPages, row: np.ndarray, compute: np.dtype) -> np.ndarray:
     """Float64 values of some rows of the pool: [len(row), K, P, H]."""
     values = np.asarray(pages.rows_rkph)[row]
     if pages.scales_rkp is None:
-        return values.astype(np.float64)
+        raw = values.dtype == np.uint16
+        return (values.view(compute) if raw else values).astype(np.float64)
     if values.dtype == np.uint8:
         values = values.view(float8_e4m3fn)
     return (
@@ -46,7 +47,9 @@ def attention(
         page_m = np.asarray(rows.page_table[row])[: -(-kv_len // page_size)]
         row_m = (page_m * spec.num_layers + spec.layer) * 2
         k_kch, v_kch = (
-            dequantised(pages, row_m + i).swapaxes(0, 1).reshape(num_kv, -1, head_dim)[:, :kv_len]
+            read_rows(pages, row_m + i, q_tqh.dtype)
+            .swapaxes(0, 1)
+            .reshape(num_kv, -1, head_dim)[:, :kv_len]
             for i in (0, 1)
         )
         q_qbh = q_tqh[start : start + q_len].astype(np.float64).swapaxes(0, 1)

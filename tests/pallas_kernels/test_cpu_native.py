@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,16 @@ import pytest
 from jaxserve.models import layers
 from jaxserve.models.config import RopeSpec
 from jaxserve.pallas_kernels.cpu import build, ops
-from jaxserve.pallas_kernels.paged_attention import api, cpu_native, reference
-from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
+from jaxserve.pallas_kernels.paged_attention import api, cpu_native, page_moves
+from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, KVPages, RaggedRows
 from tests.pallas_kernels.cases import Case
+from tests.pallas_kernels.checks import check_attention
 from tests.pallas_kernels.test_reference import BATCHES, FEATURES, small_case
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 DEPTHS = (1, 7, 16, 33, 200)
 OUTPUTS = (1, 3, 4, 70)
+NATIVE_FEATURES = ("plain", "window", "soft cap", "window of one chunk and soft cap")
 
 
 @pytest.fixture(params=build.INSTRUCTIONS[1:])
@@ -148,25 +151,34 @@ def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
     assert calls[2:] == [] and (np.asarray(y) == 8).all()
 
 
-COMPILED = jax.jit(cpu_native.ragged_paged_attention, static_argnums=3)
+@partial(jax.jit, static_argnums=3)
+def compiled(q, pages, rows, spec):
+    spec = replace(spec, needs_lse=False)
+    return cpu_native.ragged_paged_attention(q, pages, rows, spec).out_tqh
 
 
 def attend(case: Case, dtype: str = "float32") -> np.ndarray:
     q, pool, rows = jax.tree.map(jnp.asarray, (case.q_tqh, case.pages.rows_rkph, case.rows))
     if dtype == "bfloat16":
-        pool = reference.to_storage(pool.astype(dtype), np.dtype(np.uint16))
-    out = np.asarray(COMPILED(q.astype(dtype), pool, rows, case.spec), np.float32)
+        pool = page_moves.to_storage(pool.astype(dtype), np.dtype(np.uint16))
+    out = np.asarray(compiled(q.astype(dtype), KVPages(pool), rows, case.spec), np.float32)
     assert np.isfinite(out).all()
     return out[: case.num_tokens]
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", NATIVE_FEATURES)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_attention_matches_float64(instructions, batch: str, feature: str):
     case = small_case(batch, feature)
     expected = case.expected.out_tqh
     np.testing.assert_allclose(attend(case), expected, atol=2e-6)
     np.testing.assert_allclose(attend(case, "bfloat16"), expected, atol=0.04)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_what_the_attention_kernel_leaves_out_is_done_by_the_reference(best, feature: str):
+    check_attention(cpu_native, small_case("mixed and padded", feature))
+    check_attention(cpu_native, small_case("mixed", feature, "float16"))
 
 
 @pytest.mark.parametrize("page_size", [1, 16, 48, 256])
@@ -195,7 +207,7 @@ def decode_case(dtype: str):
     )
     q, pool, rows = jax.tree.map(jnp.asarray, (case.q_tqh, case.pages.rows_rkph, case.rows))
     if dtype == "bfloat16":
-        pool = reference.to_storage(pool, np.dtype(np.uint16))
+        pool = page_moves.to_storage(pool, np.dtype(np.uint16))
     return [q, pool, rows.page_table, rows.kv_len]
 
 
@@ -274,7 +286,7 @@ def test_without_a_compiler_the_engine_serves_on_xla(fresh_load, monkeypatch, ca
     finally:
         engine.close()
     with pytest.raises(ValueError, match="cpu_native"):
-        api.get_backend("cpu_native", native_cpu=False)
+        api.get_backend("cpu_native", api.this_machine(native_cpu=False))
 
 
 def test_a_compiler_that_fails_is_a_reason_and_not_an_error(fresh_load, monkeypatch, tmp_path):

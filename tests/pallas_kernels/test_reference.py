@@ -1,13 +1,16 @@
 """The XLA reference against float64, over ragged batches and every feature."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxserve.pallas_kernels.paged_attention import reference
-from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec
-from tests.pallas_kernels.cases import Case
+from jaxserve.pallas_kernels.paged_attention.merge import merge
+from tests.pallas_kernels.cases import DTYPES, Case
+from tests.pallas_kernels.checks import check_attention, check_gather_scatter, check_write_kv
 
 BATCHES = {
     "one decode": dict(decode_lens=(37,), prefills=()),
@@ -24,57 +27,93 @@ FEATURES = {
     "window": dict(window=19),
     "soft cap": dict(soft_cap=5.0),
     "window of one chunk and soft cap": dict(window=128, soft_cap=20.0),
+    "sinks": dict(has_sinks=True),
+    "int8 pages and a window": dict(quantised="int8", window=19),
+    "float8 pages and sinks": dict(quantised="float8_e4m3fn", has_sinks=True),
 }
 
 
-def small_case(batch: str, feature: str) -> Case:
+def small_case(batch: str, feature: str, dtype: str = "float32") -> Case:
     """Heads of a size that no kernel is made for."""
-    shape = {"heads": (6, 2), "head_dim": 20, "layers": (3, 1), "scale": 0.3}
+    shape = {"heads": (6, 2), "head_dim": 20, "layers": (3, 1), "scale": 0.3, "dtype": dtype}
     return Case(**shape, **BATCHES[batch], **FEATURES[feature])
-
-
-def run(case: Case, pool=None) -> np.ndarray:
-    compiled = jax.jit(reference.ragged_paged_attention, static_argnums=3)
-    pool = case.pages.rows_rkph if pool is None else pool
-    q, pool, rows = jax.tree.map(jnp.asarray, (case.q_tqh, pool, case.rows))
-    out = np.asarray(compiled(q, pool, rows, case.spec), np.float32)
-    assert np.isfinite(out).all()
-    return out[: case.num_tokens]
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_matches_float64(batch: str, feature: str):
-    case = small_case(batch, feature)
-    np.testing.assert_allclose(run(case), case.expected.out_tqh, atol=2e-6)
+    check_attention(reference, small_case(batch, feature))
 
 
-@pytest.mark.parametrize("page_size", [1, 4, 16, 64, 256])
+@pytest.mark.parametrize("page_size", [1, 4, 16, 48, 256])
 @pytest.mark.parametrize("heads", [(1, 1), (4, 4), (8, 1)])
 def test_any_page_size_and_grouping(page_size: int, heads: tuple[int, int]):
     lengths = {"decode_lens": (3, 201), "prefills": ((40, 60),)}
     case = Case(page_size, heads=heads, head_dim=8, page_size=page_size, scale=0.25, **lengths)
-    np.testing.assert_allclose(run(case), case.expected.out_tqh, atol=2e-6)
+    check_attention(reference, case)
 
 
-def test_sixteen_bit_pool_is_read_from_its_raw_bits():
-    lengths = {"decode_lens": (40,), "prefills": ((30, 70),)}
-    case = Case(heads=(4, 2), head_dim=16, layers=(2, 1), dtype="bfloat16", scale=0.3, **lengths)
-    out = run(case, np.asarray(case.pages.rows_rkph).view(np.uint16))
-    # bfloat16 keeps 8 bits: 2^-8 of values up to about 3, a few roundings deep.
-    np.testing.assert_allclose(out, case.expected.out_tqh, atol=0.04)
+@pytest.mark.parametrize("quantised", [None, "float8_e4m3fn"])
+def test_raw_bits_are_read_like_the_numbers_that_they_stand_for(quantised: str | None):
+    case = Case(
+        heads=(4, 2),
+        head_dim=16,
+        layers=(2, 1),
+        dtype="bfloat16",
+        quantised=quantised,
+        decode_lens=(40,),
+        prefills=((30, 70),),
+    )
+    found = check_attention(reference, case)
+    raw = replace(case, is_raw=True)
+    assert raw.pages.rows_rkph.dtype == (np.uint16 if quantised is None else np.uint8)
+    same = check_attention(reference, raw)
+    np.testing.assert_array_equal(np.asarray(found.out_tqh), np.asarray(same.out_tqh))
 
 
-def test_write_kv_touches_only_the_given_places():
-    spec = AttentionSpec(scale=1.0, num_layers=2, layer=1)
-    pool = jnp.zeros((5 * 2 * 2, 3, 4, 8), jnp.float32)
-    rng = np.random.default_rng(2)
-    k, v = (jnp.asarray(rng.standard_normal((3, 3, 8)), jnp.float32) for _ in range(2))
-    page, offset = jnp.array([4, -1, 0]), jnp.array([3, 0, 1])
-    written = np.asarray(reference.write_kv(pool, k, v, page, offset, spec))
-    expected = np.zeros(pool.shape, np.float32)
-    for token, (p, o) in enumerate([(4, 3), (-1, 0), (0, 1)]):
-        if p >= 0:
-            expected[(p * 2 + 1) * 2, :, o] = k[token]
-            expected[(p * 2 + 1) * 2 + 1, :, o] = v[token]
-    np.testing.assert_array_equal(written, expected)
+def test_without_need_of_it_no_log_sum_exp_is_computed():
+    case = small_case("mixed", "plain")
+    arrays = jax.tree.map(jnp.asarray, (case.q_tqh, case.pages, case.rows))
+    attend = jax.jit(reference.ragged_paged_attention, static_argnums=3)
+    with_lse = attend(*arrays, case.spec)
+    without = attend(*arrays, replace(case.spec, needs_lse=False))
+    assert without.lse_tq is None
+    np.testing.assert_array_equal(without.out_tqh, with_lse.out_tqh)
+
+
+def test_parts_of_the_keys_merge_to_the_whole_with_the_sink_in_one_of_them():
+    whole = Case(page_size=16, head_dim=16, has_sinks=True, decode_lens=(200, 77, 48))
+    found = check_attention(reference, whole)
+    q, pages, rows, sinks = jax.tree.map(
+        jnp.asarray, (whole.q_tqh, whole.pages, whole.rows, whole.sinks_q)
+    )
+    head = 2  # pages of the first part
+    first = replace(rows, kv_len=jnp.full_like(rows.kv_len, head * 16))
+    rest = replace(
+        rows, kv_len=rows.kv_len - head * 16, page_table=jnp.roll(rows.page_table, -head, axis=1)
+    )
+    attend = jax.jit(reference.ragged_paged_attention, static_argnums=3)
+    parts = [attend(q, pages, first, whole.spec), attend(q, pages, rest, whole.spec, sinks_q=sinks)]
+    merged = merge(parts)
+    np.testing.assert_allclose(merged.out_tqh, found.out_tqh, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(merged.lse_tq), np.asarray(found.lse_tq), atol=1e-5)
+
+
+@pytest.mark.parametrize("quantised", [None, "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("num_tokens", [1, 7])
+def test_write_kv_touches_only_the_given_places(num_tokens, dtype, quantised):
+    check_write_kv(reference, dtype=dtype, quantised=quantised, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_pages_are_gathered_and_scattered(dtype: str):
+    check_gather_scatter(reference, dtype)
+
+
+def test_a_single_page_is_scattered_or_dropped():
+    pool, row = jnp.zeros((3, 2)), jnp.ones((1, 2))
+    scatter = jax.jit(reference.scatter_pages)
+    np.testing.assert_array_equal(scatter(pool, jnp.array([1]), row)[:, 0], [0, 1, 0])
+    for out_of_range in (-1, 3):
+        np.testing.assert_array_equal(scatter(pool, jnp.array([out_of_range]), row), pool)
