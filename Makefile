@@ -9,7 +9,11 @@ JAX_NEXT ?= 0.11.2
 TESTS ?= tests
 OUT ?= kv_policies.json
 
-.PHONY: demo test test-all lint bench kv-policies parity prove train docs clean
+# `make kernels-aot AOT_JAX=0.11.2` compiles under the GPU machines' version, which wants Python 3.12.
+AOT_JAX ?= 0.10.2
+AOT_PYTHON ?= $(if $(filter 0.10.2,$(AOT_JAX)),$(PYTHON),$(PYTHON_NEXT))
+
+.PHONY: demo test test-all lint bench kernels-aot kv-policies parity prove train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -36,6 +40,10 @@ endif
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.host_overhead
 	$(BIN)/python -m bench.peers_cpu
+
+# Compiles the kernels for an H200 and for TPUs; needs neither. ARGS: see tests/aot/run.py.
+kernels-aot:
+	$(AOT_PYTHON) -m tests.aot --jax $(AOT_JAX) $(ARGS)
 
 # TRACE=conversation_trace.jsonl (Mooncake's) also holds the simulator to its published figures.
 kv-policies: $(VENV)/.installed-dev
