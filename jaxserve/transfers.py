@@ -27,6 +27,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.kv.host_pool import HostPool
 from jaxserve.kv.messages import Message, Saved, Staged
 from jaxserve.kv.transfer_plan import PageSave, PieceLoad, TransferPlan
+from jaxserve.pallas_kernels.paged_attention.api import UNSTABLE_CUSTOM_CALLS, Backend
 from jaxserve.programs import ProgramSpec
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Transfers:
         pool: one array per KV group, [N, L, 2, K, P, H]; only shapes and shardings are kept.
         inbox: where finished transfers are reported.
         wake: called after each report.
+        backend: gathers and scatters pages.
         stages_saves: saves go through pinned memory; by default unless the device's memory is the
             host's, where that would be one more copy.
 
@@ -65,6 +67,7 @@ class Transfers:
         pool: "Sequence[jax.Array]",
         inbox: deque[Message],
         wake: Callable[[], None],
+        backend: Backend,
         stages_saves: bool | None = None,
     ):
         self._host = host
@@ -83,7 +86,10 @@ class Transfers:
             spec.name: spec
             for group, array in enumerate(pool)
             for size in SIZES
-            for spec in (_gather(group, size, array), _scatter(group, size, array))
+            for spec in (
+                _gather(backend, group, size, array),
+                _scatter(backend, group, size, array),
+            )
         }
         self._programs: dict[str, Any] = {}
         self.saved_bytes = 0
@@ -316,21 +322,37 @@ def _name(kind: str, group: int, size: int) -> str:
     return f"{kind} {size} blocks of group {group}"
 
 
-def _gather(group: int, size: int, pool: jax.Array) -> ProgramSpec:
+def _gather(backend: Backend, group: int, size: int, pool: jax.Array) -> ProgramSpec:
+    gather = _on_each_device(backend.gather_pages, pool.sharding, takes_rows=False)
     return ProgramSpec(
         name=_name("save", group, size),
-        function=lambda pages, ids: [pages.at[ids].get(mode="clip")],
+        function=lambda pages, ids: [gather(pages, ids)],
         args=(pool, np.zeros(size, np.int32)),
         donate=(),
+        custom_calls=UNSTABLE_CUSTOM_CALLS,
     )
 
 
-def _scatter(group: int, size: int, pool: jax.Array) -> ProgramSpec:
+def _scatter(backend: Backend, group: int, size: int, pool: jax.Array) -> ProgramSpec:
+    scatter = _on_each_device(backend.scatter_pages, pool.sharding, takes_rows=True)
     rows = jax.ShapeDtypeStruct((size, *pool.shape[1:]), pool.dtype, sharding=pool.sharding)
     return ProgramSpec(
         name=_name("load", group, size),
-        function=lambda pages, ids, rows: [pages.at[ids].set(rows, mode="drop")],
+        function=lambda pages, ids, rows: [scatter(pages, ids, rows)],
         args=(pool, np.zeros(size, np.int32), rows),
         donate=(0,),
         out_shardings=None if len(pool.sharding.device_set) == 1 else [pool.sharding],
+        custom_calls=UNSTABLE_CUSTOM_CALLS,
+    )
+
+
+def _on_each_device(
+    move: Callable[..., jax.Array], sharding: Sharding, *, takes_rows: bool
+) -> Callable[..., jax.Array]:
+    """The operation on each device's part of every page: XLA cannot split a kernel."""
+    if not isinstance(sharding, NamedSharding):
+        return move
+    in_specs = (sharding.spec, PartitionSpec(), *([sharding.spec] if takes_rows else []))
+    return jax.shard_map(
+        move, mesh=sharding.mesh, in_specs=in_specs, out_specs=sharding.spec, check_vma=False
     )

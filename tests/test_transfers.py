@@ -15,6 +15,8 @@ from jaxserve.errors import ConfigError
 from jaxserve.kv.host_pool import HostPool
 from jaxserve.kv.messages import Message, Saved, Staged
 from jaxserve.kv.transfer_plan import PageSave, PieceLoad, TransferPlan
+from jaxserve.pallas_kernels.paged_attention import reference
+from jaxserve.pallas_kernels.paged_attention.api import Backend, Bound
 from jaxserve.transfers import Transfers
 
 NUM_PAGES, NUM_SLOTS = 100, 80
@@ -25,7 +27,11 @@ class Bench:
     """A pool of two groups with known bytes, a host pool, and a mover between them."""
 
     def __init__(
-        self, dtype: str = "uint16", mesh: Mesh | None = None, stages_saves: bool | None = None
+        self,
+        dtype: str = "uint16",
+        mesh: Mesh | None = None,
+        stages_saves: bool | None = None,
+        backend: Backend = reference,
     ):
         rng = np.random.default_rng(0)
         self.content = [
@@ -42,7 +48,9 @@ class Bench:
         self.host = HostPool(NUM_SLOTS * slot_bytes, SHAPES, np.dtype(dtype))
         self.inbox: deque[Message] = deque()
         self.arrived = threading.Event()
-        self.mover = Transfers(self.host, self.pool, self.inbox, self.arrived.set, stages_saves)
+        self.mover = Transfers(
+            self.host, self.pool, self.inbox, self.arrived.set, backend, stages_saves
+        )
 
     def wait_for(self, count: int) -> list[Message]:
         until = time.monotonic() + 30
@@ -93,6 +101,39 @@ def test_pages_reach_slots_and_pages_again_bit_for_bit(bench: Bench, count: int)
             expected[target] = bench.content[0][pages[slot]]
     assert after[0].tobytes() == expected.tobytes()
     assert after[1].tobytes() == bench.content[1].tobytes(), "a group that needs nothing changed"
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_pages_are_moved_by_the_backend_with_its_part_of_the_heads(num_devices: int):
+    moved = []
+
+    def gather(pool_n, ids_b):
+        moved.append(("gather", pool_n.shape[3]))
+        return reference.gather_pages(pool_n, ids_b)
+
+    def scatter(pool_n, ids_b, rows_b):
+        moved.append(("scatter", rows_b.shape[3]))
+        return reference.scatter_pages(pool_n, ids_b, rows_b)
+
+    backend = Bound(
+        reference.ragged_paged_attention,
+        reference.write_kv,
+        gather_pages=gather,
+        scatter_pages=scatter,
+    )
+    mesh = None if num_devices == 1 else Mesh(np.array(jax.devices()[:2]), ("x",))
+    bench = Bench(mesh=mesh, backend=backend)
+    bench.save([3])
+    bench.mover.stage(1, [0])
+    bench.wait_for(1)
+    targets = np.array([50], np.int32)
+    load = PieceLoad(1, (targets, targets))
+    bench.pool = bench.mover.execute(TransferPlan(loads=(load,)), bench.pool)
+    for array, content in zip(bench.pool, bench.content, strict=True):
+        assert np.asarray(array[50]).tobytes() == content[3].tobytes()
+    heads = {shape[2] // num_devices for shape in SHAPES}
+    assert set(moved) == {(move, count) for move in ("gather", "scatter") for count in heads}
+    bench.mover.close()
 
 
 def test_a_save_holds_what_the_page_was_before_the_step_that_overwrites_it(bench: Bench):

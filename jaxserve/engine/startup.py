@@ -116,7 +116,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
     )
     root = _namespace(model, groups, dtype, shape.page_size, native_cpu, attention).root()
-    lower = build_tiers(config.cache, runner.pool, root)
+    lower = build_tiers(config.cache, runner.pool, root, backend)
     runner.transfers = lower and lower.transfers
     start = time.perf_counter()
     if config.runtime.warmup:

@@ -27,6 +27,7 @@ from jaxserve.kv.stores.options import as_seconds
 from jaxserve.kv.stores.url import open_worker
 from jaxserve.kv.stores.worker import StoreWorker
 from jaxserve.kv.tiers import Tiers
+from jaxserve.pallas_kernels.paged_attention.api import Backend
 from jaxserve.transfers import Transfers
 
 logger = logging.getLogger(__name__)
@@ -95,13 +96,14 @@ class LowerTiers:
 
 
 def build_tiers(
-    config: CacheConfig, pool: "list[jax.Array]", namespace_root: bytes
+    config: CacheConfig, pool: "list[jax.Array]", namespace_root: bytes, backend: Backend
 ) -> LowerTiers | None:
     """The lower tiers that the settings ask for; None: none.
 
     Args:
         pool: the device pool's arrays, one per KV group.
         namespace_root: `Namespace.root()` of what the engine runs.
+        backend: moves pages.
 
     Raises:
         ConfigError: the memory cannot be had, a store's URL is wrong, or the platform cannot move
@@ -133,7 +135,7 @@ def build_tiers(
                 f"the stores are named {', '.join(names)}; names must differ and be neither "
                 "device nor host: add name=... to their URLs"
             )
-        transfers = Transfers(host, pool, inbox, wake.set)
+        transfers = Transfers(host, pool, inbox, wake.set, backend)
     except BaseException:
         for worker in workers:
             worker.close(1.0)
