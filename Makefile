@@ -13,7 +13,7 @@ OUT ?= kv_policies.json
 AOT_JAX ?= 0.10.2
 AOT_PYTHON ?= $(if $(filter 0.10.2,$(AOT_JAX)),$(PYTHON),$(PYTHON_NEXT))
 
-.PHONY: demo test test-all lint bench kernels-aot kv-policies parity prove train docs clean
+.PHONY: demo test test-all lint bench kernels-aot test-kernels kv-policies parity prove train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -49,6 +49,10 @@ kernels-aot:
 kv-policies: $(VENV)/.installed-dev
 	$(if $(TRACE),$(BIN)/python -m bench.kv_policies --check $(TRACE))
 	$(BIN)/python -m bench.kv_policies $(addprefix --trace ,$(TRACE)) --out $(OUT)
+
+# Every attention backend in interpret mode, over a few hundred random cases.
+test-kernels: $(VENV)/.installed-dev
+	KERNELS_IN_FULL=1 $(BIN)/python -m pytest -n 2 tests/pallas_kernels/test_backends.py
 
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.parity.run
