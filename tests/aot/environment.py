@@ -97,5 +97,8 @@ def variables(python: Path) -> "dict[str, str]":
         "XLA_FLAGS": " ".join(flags),
         "MOSAIC_GPU_DUMP_PTXAS": "1",  # `compilers` reads it
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud machine for its metadata
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # the machine's, if it had one
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no device to fight over
         "TF_CPP_MIN_LOG_LEVEL": "3",  # complaints that there is no cuDNN and no nvdisasm
     }
