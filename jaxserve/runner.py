@@ -36,7 +36,7 @@ from jaxserve.models import layers as nn
 from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.cpu import build
 from jaxserve.pallas_kernels.paged_attention.api import UNSTABLE_CUSTOM_CALLS, Backend
-from jaxserve.plan import NO_STEP, Bucket, StepPlan, StepResult
+from jaxserve.plan import NO_STEP, Bucket, PageUpdates, StepPlan, StepResult
 from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
 from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
 from jaxserve.transfers import Transfers
@@ -311,6 +311,26 @@ class Runner:
         for name in _wanted(plan):
             outputs[name].copy_to_host_async()
         return StepHandle(plan, outputs, start_s)
+
+    def time_step(self, bucket: Bucket) -> float:
+        """Seconds that a step of this shape takes which computes nothing but padding."""
+        nothing = np.zeros(0, np.int32)
+        no_updates = PageUpdates(nothing, nothing, nothing)
+        plan = StepPlan(
+            step_id=0,
+            bucket=bucket,
+            slot_loads=(),
+            decode_slots=nothing,
+            decode_positions=nothing,
+            prefills=(),
+            page_updates=(no_updates,) * self._num_pool,
+        )
+        times_s = []
+        for _ in range(2):
+            start_s = time.perf_counter()
+            jax.block_until_ready(self.dispatch(plan).outputs)
+            times_s.append(time.perf_counter() - start_s)
+        return min(times_s)
 
     def fetch(self, handle: StepHandle) -> StepResult:
         """Wait for a dispatched step and bring what its plan wants to the host."""

@@ -27,11 +27,12 @@ class Sizes:
     short: int = 16
     long: int = 3000
     suffix: int = 24
-    num_short: int = 12
-    num_long: int = 3
+    num_short: int = 16
+    num_long: int = 5
     faulty: tuple[int, ...] = (4000, 1000)
     unique: tuple[int, int] = (500, 1500)
     num_unique: int = 8
+    unique_rounds: int = 12
 
 
 TINY = Sizes(
@@ -51,6 +52,7 @@ TINY = Sizes(
     faulty=(100, 50),
     unique=(20, 60),
     num_unique=3,
+    unique_rounds=1,
 )
 
 

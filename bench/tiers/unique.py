@@ -30,7 +30,7 @@ def measure(setting: Setting, limits: Limits) -> Iterator[dict[str, Any]]:
     rng = random.Random(setting.seed)
     num_tokens: list[int] = []
     num_before = 0
-    for round_index in range(-1, sizes.rounds):
+    for round_index in range(-1, sizes.unique_rounds):
         asks = []
         for _ in range(sizes.num_unique):
             length = rng.randint(*sizes.unique)

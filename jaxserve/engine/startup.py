@@ -32,6 +32,7 @@ from jaxserve.pallas_kernels.cpu import ops as native
 from jaxserve.pallas_kernels.cpu.build import load as load_native
 from jaxserve.pallas_kernels.paged_attention.api import get_backend, this_machine
 from jaxserve.pallas_kernels.paged_attention.reference import table_width
+from jaxserve.plan import Bucket
 from jaxserve.programs import ProgramStore
 from jaxserve.runner import Runner, StepProgram
 from jaxserve.scheduler import BucketChooser, Scheduler, default_buckets
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 MIN_CONTEXT_TOKENS = 256
 """A context that memory cuts below this is an error, not a warning."""
+
+MAX_TIMED_TOKENS = 512
+"""Of the steps that are timed at start, where lower tiers want to know what computing costs."""
 
 LAYOUT_VERSION = 1
 """Changes when the bytes of a block change meaning; part of every block's namespace."""
@@ -123,6 +127,10 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         runner.compile(progress)
     compile_s = time.perf_counter() - start
     chooser = BucketChooser(buckets, shape.num_slots, config.scheduler.max_num_batched_tokens)
+    load_planner = LoadPlanner(shape.page_size, config.cache.kv_load, chooser.steps)
+    if lower is not None and config.runtime.warmup:
+        for bucket in _timed(buckets):
+            load_planner.prefill.observe(bucket.num_tokens, 0.0, runner.time_step(bucket))
     scheduler = Scheduler(
         scheduler_config=config.scheduler,
         kv_groups=groups,
@@ -133,7 +141,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         enable_prefix_caching=config.cache.enable_prefix_caching,
         buckets=buckets,
         tiers=lower and lower.tiers,
-        load_planner=LoadPlanner(shape.page_size, config.cache.kv_load, chooser.steps),
+        load_planner=load_planner,
         tenant_secret=tenant_secret(config.cache),
     )
     report = StartupReport(
@@ -320,6 +328,14 @@ def _resolve(
         ),
         cache=replace(config.cache, num_pages=num_pages, kv_bytes=num_pages * bytes_per_page),
     )
+
+
+def _timed(buckets: tuple[Bucket, ...]) -> tuple[Bucket, Bucket]:
+    """A small and a larger step to time: the first decision to load shall know what computing
+    costs, and the steps of cached prompts alone would not tell what long ones take."""
+    mixed = sorted(bucket for bucket in buckets if not bucket.is_decode)
+    quick = [bucket for bucket in mixed if bucket.num_tokens <= MAX_TIMED_TOKENS]
+    return mixed[0], (quick or mixed)[-1]
 
 
 def _bytes_per_page(groups: tuple[KVGroup, ...], page_size: int, dtype: np.dtype) -> int:

@@ -165,13 +165,23 @@ class StoreCascade:
         return max(
             (
                 self.workers[index].estimate_load_s(
-                    count * self._record_bytes, count, 1.0, -(-count // STORE_PIECE_BLOCKS)
+                    count * self._record_bytes,
+                    count,
+                    1.0,
+                    -(-count // self._piece_blocks(self.workers[index])),
                 )
                 for index, count in counts.items()
                 if index >= 0
             ),
             default=0.0,
         )
+
+    def piece_blocks(self, source: str) -> int:
+        """Blocks to ask a store for at a time."""
+        return next(self._piece_blocks(worker) for worker in self.workers if worker.name == source)
+
+    def _piece_blocks(self, worker: StoreWorker) -> int:
+        return worker.piece_records(self._record_bytes, STORE_PIECE_BLOCKS)
 
     def estimate_look_up_s(self, num_names: int) -> float:
         """Seconds until the slowest usable store has answered a probe."""

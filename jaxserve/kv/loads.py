@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from jaxserve.kv.blocks import BlockHash
 
 STORE_PIECE_BLOCKS = 16
-"""Blocks that a store is asked for at a time: less arrives earlier, more costs fewer calls."""
+"""Most blocks that a store is asked for at a time: less arrives sooner, more costs fewer calls."""
 
 RACE_TOKENS = 512
 """Computed at a time while late pieces may still arrive; later as much as has been computed so far:

@@ -75,11 +75,17 @@ class Decision:
 
 
 class _Estimates(NamedTuple):
-    """What loading takes, by the number of blocks: from the host, from stores."""
+    """What loading takes, by the number of blocks: from the host, from stores.
+
+    Attributes:
+        host_end: blocks before this one are on the host.
+        piece_blocks: how many come together from the stores.
+    """
 
     host_s: Callable[[int], float]
     store_s: Callable[[int], float]
     host_end: int
+    piece_blocks: int
 
     def seconds(self, first: int, end: int) -> float:
         """For the blocks [first, end)."""
@@ -140,6 +146,7 @@ class LoadPlanner:
         store_s: Callable[[int], float],
         num_tokens: int = 0,
         can_split: bool = True,
+        piece_blocks: int = STORE_PIECE_BLOCKS,
     ) -> Decision:
         """What to do about the blocks [first, end) of a request.
 
@@ -150,8 +157,9 @@ class LoadPlanner:
             host_s, store_s: estimates for loading a number of blocks from the host, from stores.
             num_tokens: of the request, if more than those of the blocks.
             can_split: the head can be computed while the tail is loaded; not so with windows.
+            piece_blocks: how many blocks come together from the stores.
         """
-        estimates = _Estimates(host_s, store_s, host_end)
+        estimates = _Estimates(host_s, store_s, host_end, piece_blocks)
         num_tokens = max(num_tokens, end * self._page_size)
         options = [self._decide(first, end, estimates, num_tokens, can_split)]
         if first < host_end < end and self.mode == "auto":
@@ -184,7 +192,7 @@ class LoadPlanner:
             if end <= estimates.host_end:
                 wait_s, is_in_time = _patience_s(load_s, all_s, HOST_IDLE_SHARE), True
             else:
-                piece_s = estimates.seconds(max(first, end - STORE_PIECE_BLOCKS), end)
+                piece_s = estimates.seconds(max(first, end - estimates.piece_blocks), end)
                 wait_s, is_in_time = patience_s, piece_s <= patience_s
             if is_in_time:
                 whole = Decision(

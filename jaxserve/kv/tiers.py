@@ -90,6 +90,10 @@ class Cascade(Protocol):
         """The first store that is known to have a block."""
         ...
 
+    def piece_blocks(self, source: str) -> int:
+        """Blocks to ask a store for at a time."""
+        ...
+
     def fetch(self, piece_id: int, names: Sequence[BlockHash], slots: Sequence[int]) -> None:
         """Start to read blocks into reserved slots; answers `Fetched`."""
         ...
@@ -300,6 +304,12 @@ class Tiers:
         if all(self.host.has(name, group) for group in groups):
             return HOST
         return self._store_of(name)
+
+    def piece_blocks(self, source: str) -> int:
+        """Most blocks that come from there as one piece."""
+        if source in (DEVICE, HOST) or self._cascade is None:
+            return PIECE_BLOCKS
+        return self._cascade.piece_blocks(source)
 
     def is_loading(self, name: BlockHash) -> bool:
         """The block is on its way to the device for some sequence."""

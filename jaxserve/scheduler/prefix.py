@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxserve.kv.blocks import BlockHash
-from jaxserve.kv.loads import STORE_PIECE_BLOCKS, LoadJob
+from jaxserve.kv.loads import LoadJob
 from jaxserve.kv.planner import Choice, Decision, LoadPlanner
-from jaxserve.kv.tiers import DEVICE, HOST, PIECE_BLOCKS, Tiers
+from jaxserve.kv.tiers import DEVICE, HOST, Tiers
 from jaxserve.scheduler.pager import Pager
 from jaxserve.scheduler.sequence import Sequence
 
@@ -137,6 +137,7 @@ class PrefixFinder:
             lambda count: tiers.estimate_fetch_s(names[end - count : end]),
             len(seq.tokens),
             can_split=not index.has_windows,
+            piece_blocks=tiers.piece_blocks(tiers.source(names[end - 1], (0,)) or HOST),
         )
         return self._prefix(seq, names, num_device, decision.end, decision)
 
@@ -199,7 +200,8 @@ class PrefixFinder:
     def _run(self, job: LoadJob, prefix: Prefix, end: int) -> tuple[int, str | None]:
         """Where the piece that ends before block `end` starts, and where it comes from."""
         source = self._source(job, prefix, end - 1)
-        most = PIECE_BLOCKS if source in (HOST, DEVICE) else STORE_PIECE_BLOCKS
+        assert self._tiers is not None
+        most = self._tiers.piece_blocks(source) if source else 1
         start = end - 1
         lowest = max(prefix.num_device, end - most)
         while start > lowest and self._source(job, prefix, start - 1) == source:

@@ -44,6 +44,7 @@ class FakeTiers:
         store_s: float = 0.0,
         records: dict[bytes, np.ndarray] | None = None,
         policy: str = "lru",
+        piece_blocks: int = 16,
         seed: int = 0,
     ):
         self.memory = np.full((num_slots, num_groups, page_size), -1, np.int64)
@@ -57,8 +58,9 @@ class FakeTiers:
             saves_early=saves_early,
             cascade=self if has_store else None,
         )
-        self._random = random.Random(seed)
+        self._random, self._room_random = random.Random(seed), random.Random(~seed)
         self._failure_rate, self._lateness, self._hangs = failure_rate, lateness, hangs
+        self._piece_blocks = piece_blocks
         self._wrong_rate, self._store_s = wrong_rate, store_s
         self._pending: list[tuple] = []
         self._staged: dict[int, np.ndarray] = {}
@@ -67,7 +69,7 @@ class FakeTiers:
 
     @property
     def has_room(self) -> bool:
-        return self._random.random() < 0.9
+        return self._room_random.random() < 0.9
 
     def stage(self, piece_id: int, slots) -> None:
         self._pending.append(("stage", piece_id, list(slots)))
@@ -96,6 +98,9 @@ class FakeTiers:
 
     def where(self, name: bytes) -> str | None:
         return STORE if name in self._known else None
+
+    def piece_blocks(self, source: str) -> int:
+        return self._piece_blocks
 
     def look_up(self, ticket: int, names) -> bool:
         names = tuple(name for name in names if name not in self._known)

@@ -36,15 +36,19 @@ def test_the_smallest_bucket_is_chosen():
     assert chooser.choose(1025, 1, is_decode=False) == Bucket(2048, 8, False)
 
 
-def test_a_step_that_would_be_mostly_padding_is_cut_to_the_next_smaller_bucket():
+def test_a_step_is_cut_where_the_padding_that_this_saves_is_worth_more_steps():
     chooser = BucketChooser(default_buckets(64, 2048), 64, 2048)
     assert chooser.fit(300, 1) == 256 and chooser.fit(400, 1) == 400
-    assert chooser.fit(1100, 3) == 1024 and chooser.fit(1600, 3) == 1600
+    assert chooser.fit(1100, 3) == 1024 and chooser.fit(1960, 3) == 1960
+    assert chooser.fit(40, 1) == 40, "a step of 8 would cost more than padding to 64"
     assert chooser.fit(5, 1) == 5 and chooser.fit(70, 64) == 70
     for tokens in range(1, 2049):
         fit = chooser.fit(tokens, 1)
-        bucket = chooser.choose(fit, 1, is_decode=False)
-        assert 0 < fit <= tokens and (fit >= 0.75 * bucket.num_tokens or bucket.num_tokens == 16)
+        assert 0 < fit <= tokens
+        num_steps, num_padded = chooser.steps(tokens)
+        whole = chooser.choose(tokens, 1, is_decode=False).num_tokens
+        assert num_padded + 64 * num_steps <= whole + 64
+        assert (num_steps > 1) == (fit < tokens)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +72,8 @@ def test_buckets_that_cannot_hold_every_step_are_refused(buckets: tuple[Bucket, 
         (0, (0, 0)),
         (16, (1, 16)),
         (100, (1, 128)),
-        (90, (2, 64 + 32)),
-        (4096 + 300, (5, 4096 + 256 + 32 + 16)),
+        (90, (1, 128)),
+        (4096 + 300, (4, 4096 + 256 + 64)),
     ],
 )
 def test_a_prefill_is_cut_into_steps_that_are_well_filled(num_tokens: int, steps: tuple[int, int]):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxserve.kv import loads as loads_module
+from jaxserve.kv import tiers as tiers_module
 from jaxserve.kv.planner import Choice, Decision, LoadPlanner
-from jaxserve.scheduler import prefix as prefix_module
 from tests.scheduler.fake_tiers import STORE, FakeTiers
 from tests.scheduler.simulation import Simulation, kv_groups
 from tests.scheduler.test_random_workloads import VOCAB, add_request
@@ -26,8 +26,7 @@ WINDOWS = [(None,), (None,), (None, 5), (None, 1, 9), (7,), (3, 16), (None, None
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that short prompts are loaded in several pieces, and raced in several steps."""
-    monkeypatch.setattr(prefix_module, "PIECE_BLOCKS", 4)
-    monkeypatch.setattr(prefix_module, "STORE_PIECE_BLOCKS", 3)
+    monkeypatch.setattr(tiers_module, "PIECE_BLOCKS", 4)
     monkeypatch.setattr(loads_module, "RACE_TOKENS", 3)
 
 
@@ -75,6 +74,7 @@ def make_simulation(
         store_s=page_size * rng.choice([0, 0.001, 0.005, 0.02, 0.1]),
         records=records,
         policy=rng.choice(["lru", "arc", "s3fifo", "tinylfu", "auto", "lru?store_threshold=2"]),
+        piece_blocks=3,
         seed=rng.randrange(1 << 30),
     )
     return Simulation(

@@ -87,6 +87,13 @@ class OperationCosts:
             left_amount, left_s = right_amount, right_s
         return left_s * amount / left_amount
 
+    def least_s(self) -> float:
+        """What the smallest calls seen took: no less than the latency."""
+        with self._lock:
+            if not self._classes:
+                return self._prior.latency_s
+            return self._point(self._classes[min(self._classes)], 0.0)[1]
+
     def units_per_s(self) -> float:
         """Throughput of the largest calls seen."""
         with self._lock:

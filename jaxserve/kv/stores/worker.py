@@ -28,6 +28,10 @@ from jaxserve.kv.stores.tasks import Operation, Outcome, Scratch, Task, batches
 
 _LOG = logging.getLogger(__name__)
 _ANY_KEY = bytes(32)
+LONG_CALL_S = 0.1
+MOST_PIECEMEAL_COST = 1.25
+"""Most that a record may cost in a short call, in relation to a long one."""
+
 _PROBED_KEYS_PER_S = 1e5  # until measured
 R = TypeVar("R")
 
@@ -240,6 +244,23 @@ class StoreWorker:
         if not ahead:
             return own_s
         return own_s + costs.seconds(min(ahead, max_step)) * max(ahead / max_step, 1) / num_free
+
+    def piece_records(self, record_bytes: int, most: int) -> int:
+        """How many records to ask for in one call: as many as may be, but less of a slow store.
+
+        A call that takes long leaves the caller without anything for as long. So it is halved
+        while it takes more than `LONG_CALL_S`, unless latency would then cost too much.
+        """
+        latency_s = self._costs[Operation.PROBE].least_s()
+        long_s = self._costs[Operation.GET].seconds(most * record_bytes)
+        record_s = max(long_s - latency_s, 0.0) / most
+        count = most
+        while count > 1 and latency_s + count * record_s > LONG_CALL_S:
+            half = count // 2
+            if latency_s / half + record_s > MOST_PIECEMEAL_COST * long_s / most:
+                break
+            count = half
+        return count
 
     def estimate_probe_s(self, num_keys: int) -> float:
         """Expected seconds of a probe of so many keys, queue not counted; inf if refused."""

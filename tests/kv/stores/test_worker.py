@@ -351,6 +351,28 @@ def test_the_estimate_follows_the_store_and_its_queue(desk: Desk):
     assert desk.worker.estimate_load_s(SIZE) > 1.2
 
 
+@pytest.mark.parametrize(
+    ("latency_s", "bytes_per_s", "count"),
+    [
+        (0.001, 1e9, 16),  # a call takes 5 ms
+        (0.02, 1e8, 16),
+        (0.05, 5e6, 4),  # 16 take 0.9 s, 4 a quarter of that; with 2, latency would cost too much
+        (0.2, 1e9, 16),  # only latency
+        (0.001, 1e6, 1),
+    ],
+)
+def test_a_slow_store_is_asked_for_less_at_a_time(
+    desk: Desk, latency_s: float, bytes_per_s: float, count: int
+):
+    record_bytes = 1 << 18
+    desk.worker._costs[Operation.PROBE].observe(100, latency_s)
+    get_costs = desk.worker._costs[Operation.GET]
+    for num_records in (16, 4):  # then also by what was measured with less
+        num_bytes = num_records * record_bytes
+        get_costs.observe(num_bytes, latency_s + num_bytes / bytes_per_s)
+        assert desk.worker.piece_records(record_bytes, 16) == count
+
+
 def test_a_store_that_was_slow_once_is_tried_again(desk: Desk):
     for _ in range(10):
         desk.worker._costs[Operation.GET].observe(SIZE, 8.0)
