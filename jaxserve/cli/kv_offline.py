@@ -22,7 +22,7 @@ from jaxserve.kv.keys import KeyFolder, MasterKey
 from jaxserve.kv.reports import BlockList, ClearReceipt, EraseReceipt, PinReceipt, VerifyReport
 from jaxserve.kv.stores.tasks import Outcome
 from jaxserve.kv.stores.url import open_worker
-from jaxserve.kv.upkeep import entry_of, remove, scan, verify_store, wait_for
+from jaxserve.kv.upkeep import entry_of, is_encrypted, remove, scan, verify_store, wait_for
 from jaxserve.progress import Progress
 
 KEY_VARIABLE = "JAXSERVE_KV_KEY"
@@ -132,6 +132,11 @@ class StoreTiers:
         """`EraseReceipt.as_json`."""
         if not cache_salt:
             raise ConfigError("the tenant's cache salt is empty: blocks without one are nobody's")
+        if self._master is None and is_encrypted(self._worker):
+            raise ConfigError(
+                "the records of this store are encrypted, and their tenants named under the master "
+                f"key: give it (--kv-key-file, or {KEY_VARIABLE} in the environment)"
+            )
         start_s = time.monotonic()
         secret = self._master.tenant_secret if self._master is not None else b""
         tenant = tenant_digest(cache_salt, secret)

@@ -31,8 +31,9 @@ from jaxserve.kv.stores.worker import StoreWorker
 
 logger = logging.getLogger(__name__)
 
-MAX_KNOWN = 1 << 17
-"""Blocks whose whereabouts are remembered; beyond it the oldest are forgotten, and asked again."""
+MIN_KNOWN, MAX_KNOWN = 1 << 12, 1 << 17
+"""Blocks whose whereabouts are remembered: as many as the stores can hold, within these bounds.
+Beyond it the oldest are forgotten, and asked for again."""
 
 PUT_RECORDS = 16
 """Records that are written together when many wait."""
@@ -111,6 +112,7 @@ class StoreCascade:
         self._keys = keys
         self._ttl_s = ttl_s
         self._known: OrderedDict[BlockHash, int] = OrderedDict()  # bit i: the i-th store has it
+        self._max_known = _max_known(self.workers, self._record_bytes)
         self._labels = labels or TenantLabels()
         self._usable = (1 << len(self.workers)) - 1
         self._reads: dict[int, _Read] = {}  # by piece
@@ -144,7 +146,7 @@ class StoreCascade:
             return
         self._known[name] = self._known.get(name, 0) | bits
         self._known.move_to_end(name)
-        if len(self._known) > MAX_KNOWN:
+        if len(self._known) > self._max_known:
             self._known.popitem(last=False)
 
     def forget(self, names: Sequence[BlockHash], source: str) -> None:
@@ -381,6 +383,13 @@ class StoreCascade:
         self._sealer.join(timeout_s)
         for worker in self.workers:
             worker.close(max(0.1, until_s - time.monotonic()))
+
+
+def _max_known(workers: Sequence[StoreWorker], record_bytes: int) -> int:
+    bounds = [worker.store.usage().max_bytes for worker in workers]
+    if not all(bounds):
+        return MAX_KNOWN
+    return min(max(sum(bounds) // record_bytes, MIN_KNOWN), MAX_KNOWN)
 
 
 def _attempt(action: Callable[[], object]) -> None:

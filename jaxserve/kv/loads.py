@@ -26,8 +26,8 @@ STORE_PIECE_BLOCKS = 16
 """Most blocks that a store is asked for at a time: less arrives sooner, more costs fewer calls."""
 
 RACE_TOKENS = 512
-"""Computed at a time while late pieces may still arrive; later as much as has been computed so far:
-small steps cost more, and what is late by much may never come."""
+"""Computed at a time while late pieces may still arrive, and twice that if none has come; later as
+much as has been computed so far: small steps cost more, and what is late by much may never come."""
 
 
 class PieceState(enum.Enum):
@@ -144,7 +144,8 @@ class LoadJob:
 
     def _race_until(self, position: int) -> int:
         start = min(piece.start for piece in self.pieces) * self.page_size
-        return position + max(RACE_TOKENS, position - start)
+        least = RACE_TOKENS if self.num_arrived else 2 * RACE_TOKENS
+        return position + max(least, position - start)
 
     def passed(self, position: int) -> list[Piece]:
         """Pieces that are on their way for nothing: what they bring has been computed."""

@@ -206,6 +206,35 @@ def read_payload(
     return out if verdicts == [Verdict.OK] else None
 
 
+def is_encrypted(worker: StoreWorker) -> bool:
+    """Whether the first record that belongs to a tenant, and can be read, is encrypted.
+
+    Raises:
+        StoreError: the store cannot be listed, or does not answer.
+    """
+    found: list[bool] = []
+
+    def consume(index: int, record: memoryview) -> None:
+        header = read_header(record)
+        found.extend([header.encrypted] if header is not None else [])
+
+    for info in scan(worker):
+        if info.tenant == NO_TENANT:
+            continue
+        names, lengths = [info.block_hash], [info.num_bytes]
+        _check(
+            worker,
+            wait_for(
+                lambda done, names=names, lengths=lengths: worker.submit_read(
+                    names, lengths, consume, done, READ_TIMEOUT_S
+                )
+            ),
+        )
+        if found:
+            return found[0]
+    return False
+
+
 def probe(worker: StoreWorker, names: Sequence[BlockHash]) -> set[BlockHash] | None:
     """Which of these blocks a store has; None if it does not say."""
     if not names:

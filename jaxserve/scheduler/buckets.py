@@ -58,6 +58,7 @@ class BucketChooser:
         self._mixed = sorted(bucket for bucket in buckets if not bucket.is_decode)
         if not self._decodes or self._decodes[-1].num_rows < max_num_seqs:
             raise ConfigError(f"no decode bucket holds max_num_seqs ({max_num_seqs}) rows")
+        self._mixed_rows = sorted({bucket.num_rows for bucket in self._mixed})
         wide = [bucket for bucket in self._mixed if bucket.num_rows >= max_num_seqs]
         if not wide:
             raise ConfigError(f"no mixed bucket holds max_num_seqs ({max_num_seqs}) rows")
@@ -80,10 +81,10 @@ class BucketChooser:
     def fit(self, num_tokens: int, num_rows: int) -> int:
         """How many of these tokens a mixed step should take: all, or what fills a smaller bucket
         if the padding that this saves is worth the further steps."""
-        key = num_tokens, num_rows
-        if key not in self._fits:
-            self._fits[key] = self._cut(num_tokens, num_rows)
-        return self._fits[key]
+        rows = next((rows for rows in self._mixed_rows if rows >= num_rows), num_rows)
+        if (num_tokens, rows) not in self._fits:
+            self._fits[num_tokens, rows] = self._cut(num_tokens, rows)
+        return self._fits[num_tokens, rows]
 
     def _cut(self, num_tokens: int, num_rows: int) -> int:
         smaller = 0

@@ -133,6 +133,10 @@ def test_an_encrypted_store_is_checked_and_erased_with_the_master_key(
     assert offline(capsys, tmp_path / "disk", "verify", *more)["stores"][0]["verdicts"] == {
         "ok": 12
     }
+    with monkeypatch.context() as patch:
+        patch.delenv("JAXSERVE_KV_KEY")
+        assert kv("erase", "acme", "--kv-store", f"file://{tmp_path / 'disk'}") == 2
+    assert "named under the master key: give it" in capsys.readouterr().err
     receipt = offline(capsys, tmp_path / "disk", "erase", "acme", *more)
     assert receipt["key"] == "destroyed" and receipt["stores"][0]["num_records"] == 4
     keys = KeyFolder(tmp_path / "keys", master)

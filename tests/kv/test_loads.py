@@ -62,6 +62,8 @@ def test_before_the_deadline_the_head_is_computed_and_then_piece_by_piece():
     a_job = job(COMING, COMING, COMING)
     assert a_job.compute_limit(0, now_s=1.0) == 64
     assert a_job.compute_limit(64, now_s=1.0) == 64
+    assert a_job.compute_limit(64, now_s=6.0) == 64 + 2 * RACE_TOKENS, "nothing has come so far"
+    a_job.num_arrived = 1
     assert a_job.compute_limit(64, now_s=6.0) == 64 + RACE_TOKENS
 
 
@@ -80,6 +82,7 @@ def test_the_deadline_is_put_off_while_pieces_come_as_fast_as_they_would_be_comp
 
 def test_the_longer_nothing_comes_the_more_is_computed_at_a_time():
     a_job = job(*[COMING] * 20)
+    a_job.num_arrived = 1
     assert a_job.compute_limit(1000, now_s=6.0) == 2000 > 1000 + RACE_TOKENS
 
 
