@@ -96,7 +96,7 @@ def _cut(rows: RaggedRows, num_tiles: int, statics: Statics) -> _Tiles:
     tiles_r = jnp.where(is_prefill_r, tiles_r, 0)
     end_r = jnp.cumsum(tiles_r, dtype=jnp.int32)
     tile_n = jnp.arange(num_tiles, dtype=jnp.int32)
-    row_n = (end_r <= tile_n[:, None]).sum(axis=1, dtype=jnp.int32)
+    row_n = (end_r[None, :] <= tile_n[:, None]).sum(axis=1, dtype=jnp.int32)
     is_used_n = row_n < row_r.shape[0]
     row_n = jnp.where(is_used_n, row_n, 0)
     begin_n = (tile_n - (end_r - tiles_r)[row_n]) * statics.block_m

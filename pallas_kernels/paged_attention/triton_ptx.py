@@ -13,7 +13,7 @@ from jax.experimental.pallas import triton as pltriton
 
 # 0x6400 + u are the bits of the float16 1024 + u, for u in [0, 1024): biased to u = x + 128, an
 # int8 x is that number minus 1152 (0x6480).
-_WIDEN_INT8 = """{
+WIDEN_INT8 = """{
 .reg .b32 biased, offset;
 xor.b32 biased, $2, 0x80808080;
 mov.b32 offset, 0x64806480;
@@ -22,14 +22,14 @@ prmt.b32 $1, biased, 0x64646464, 0x4342;
 sub.f16x2 $0, $0, offset;
 sub.f16x2 $1, $1, offset;
 }"""
-_WIDEN_FLOAT8_E4M3FN = """{
+WIDEN_FLOAT8_E4M3FN = """{
 .reg .b16 low, high;
 mov.b32 {low, high}, $2;
 cvt.rn.f16x2.e4m3x2 $0, low;
 cvt.rn.f16x2.e4m3x2 $1, high;
 }"""
 
-_EXP2_OF_DIFFERENCE = """{
+EXP2_OF_DIFFERENCE = """{
 .reg .f32 negated, difference;
 neg.f32 negated, $3;
 fma.rn.ftz.f32 difference, $1, $2, negated;
@@ -41,7 +41,7 @@ def widened(x: jax.Array, *, interpret: bool) -> jax.Array:
     """int8 or float8_e4m3fn as float16, exactly (the latter from sm_89 on)."""
     if interpret:
         return x.astype(jnp.float16)
-    asm = _WIDEN_INT8 if x.dtype == jnp.int8 else _WIDEN_FLOAT8_E4M3FN
+    asm = WIDEN_INT8 if x.dtype == jnp.int8 else WIDEN_FLOAT8_E4M3FN
     return _elementwise(asm, "=r,=r,r", [x], pack=4, dtype=jnp.float16)
 
 
@@ -58,7 +58,7 @@ def exp2_of_difference(
     """2**(x * factor - minus) of float32 arrays of one shape, the difference rounded once."""
     if interpret:
         return jnp.exp2(x * factor - minus)
-    return _elementwise(_EXP2_OF_DIFFERENCE, "=f,f,f,f", [x, factor, minus])
+    return _elementwise(EXP2_OF_DIFFERENCE, "=f,f,f,f", [x, factor, minus])
 
 
 def reciprocal(x: jax.Array, *, interpret: bool) -> jax.Array:

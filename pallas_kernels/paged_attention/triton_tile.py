@@ -32,8 +32,9 @@ from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, KVPages
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
-MASKED = -1e30
-"""Score of a key that is not seen: finite, so that the difference of two of them is a number."""
+_LOWEST = -1e20
+"""Largest score of a row that has seen no key: finite, so that a difference from it is a number."""
+_LEAST_UNIT = 1e-20
 MIN_SIDE = 16
 """Shortest side of a tensor core product."""
 _WEIGHT_UNIT = 1024.0
@@ -168,9 +169,8 @@ def load_queries(ref: Any, rows: Rows, statics: Statics) -> Queries:
     if q_mh[0].dtype == statics.compute:
         return Queries(q_mh, None)
     wide_mh = [q.astype(jnp.float32) for q in q_mh]
-    unit_m = largest_magnitude(wide_mh)
-    safe_m = jnp.where(unit_m > 0, unit_m, 1.0)
-    return Queries(tuple((q / safe_m[:, None]).astype(statics.compute) for q in wide_mh), safe_m)
+    unit_m = jnp.maximum(largest_magnitude(wide_mh), _LEAST_UNIT)
+    return Queries(tuple((q / unit_m[:, None]).astype(statics.compute) for q in wide_mh), unit_m)
 
 
 def largest_magnitude(tile_xh: Sequence[jax.Array]) -> jax.Array:
@@ -233,10 +233,10 @@ def attend(
     """
     num_m = statics.block_m
     state = Softmax(
-        max_m=jnp.full((num_m,), MASKED, jnp.float32),
+        max_m=jnp.full((num_m,), _LOWEST, jnp.float32),
         sum_m=jnp.zeros((num_m,), jnp.float32),
         acc_mh=tuple(jnp.zeros((num_m, size), jnp.float32) for _, size in statics.pieces),
-        unit=jnp.float32(1e-30) if statics.is_quantised else None,
+        unit=jnp.float32(_LEAST_UNIT) if statics.is_quantised else None,
     )
     for phase in phases:
 
@@ -316,7 +316,8 @@ def _load_block(
         scale_c = None
         if statics.is_quantised:
             other = None if held_c is None else jnp.float32(0)
-            scale_c = pltriton.load(keys.pages.scales_rkp.at[slot_c], mask=held_c, other=other)
+            scales_ref: Any = keys.pages.scales_rkp
+            scale_c = pltriton.load(scales_ref.at[slot_c], mask=held_c, other=other)
         return tuple(_to_compute(x, statics) for x in stored_ch), scale_c
 
     k_ch, k_scale_c = load(k_slot_c)
@@ -344,15 +345,11 @@ def _attend_block(
     is_masked: bool,
     statics: Statics,
 ) -> Softmax:
-    """Take a block into the softmax.
-
-    A row that has seen no key yet takes weights of up to 1 from keys that it does not see. They are
-    forgotten with its first key, whose score is that much larger; every live row has one.
-    """
+    """Take a block into the softmax."""
     interpret = statics.interpret
     s_mc, factor_m = _scores(queries, block, statics)
     if is_masked:
-        s_mc = jnp.where(_seen(rows, index, statics), s_mc, MASKED)
+        s_mc = jnp.where(_seen(rows, index, statics), s_mc, -jnp.inf)
     max_m = jnp.maximum(state.max_m, s_mc.max(axis=1) * factor_m)
     factor_mc, max_mc = (lax.broadcast_in_dim(x, s_mc.shape, (0,)) for x in (factor_m, max_m))
     p_mc = triton_ptx.exp2_of_difference(s_mc, factor_mc, max_mc, interpret=interpret)
