@@ -59,7 +59,8 @@ class StepHandle:
     @property
     def is_done(self) -> bool:
         """The device has finished the step."""
-        return all(array.is_ready() for array in self.outputs.values())
+        outputs = self.outputs.values()
+        return all(x.is_ready() for x in outputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, slots=True)
