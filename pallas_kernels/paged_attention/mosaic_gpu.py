@@ -97,10 +97,7 @@ def ragged_paged_attention(
         )
         rest = mosaic_gpu_prefill.attend(q_tqh, pages, rows, spec, prefill, machine, sinks_q)
         is_decode_t = jnp.arange(num_tokens, dtype=jnp.int32) < rows.num_decodes
-        found = Attended(
-            jnp.where(is_decode_t[:, None, None], found.out_tqh, rest.out_tqh),
-            jnp.where(is_decode_t[:, None], found.lse_tq, rest.lse_tq),
-        )
+        found = _chosen(is_decode_t, found, rest)
     return found if spec.needs_lse else found._replace(lse_tq=None)
 
 
@@ -166,4 +163,12 @@ def _padded(found: Attended, dtype: jnp.dtype, count: int) -> Attended:
     return Attended(
         jnp.pad(found.out_tqh.astype(dtype), ((0, count), (0, 0), (0, 0))),
         jnp.pad(found.lse_tq, ((0, count), (0, 0))),
+    )
+
+
+def _chosen(is_first_t: jax.Array, first: Attended, second: Attended) -> Attended:
+    assert first.lse_tq is not None and second.lse_tq is not None
+    return Attended(
+        jnp.where(is_first_t[:, None, None], first.out_tqh, second.out_tqh),
+        jnp.where(is_first_t[:, None], first.lse_tq, second.lse_tq),
     )
