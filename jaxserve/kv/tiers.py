@@ -253,7 +253,8 @@ class Tiers:
         lacking = [name for name in names if not self.host.is_complete(name)]
         if not lacking or not self._cascade.look_up(ticket, lacking):
             return None
-        self._look_ups[ticket] = self._clock() + PROMPT_ANSWER_S
+        is_prompt = self._cascade.estimate_look_up_s(len(lacking)) < PROMPT_ANSWER_S
+        self._look_ups[ticket] = self._clock() + (PROMPT_ANSWER_S if is_prompt else 0.0)
         return ticket
 
     def is_looking(self, ticket: int) -> bool:
@@ -262,7 +263,7 @@ class Tiers:
 
     @property
     def expects_answers(self) -> bool:
-        """A look-up has begun so lately that its answer may come any moment."""
+        """A look-up in a prompt store has begun so lately that its answer may come any moment."""
         now_s = self._clock()
         return any(now_s < late_s for late_s in self._look_ups.values())
 

@@ -2,11 +2,18 @@
 
 import threading
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 
 from jaxserve.kv.cascade import StoreCascade
+from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.messages import LookedUp, Message
+from jaxserve.kv.policy.factory import make_policy
 from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
 from jaxserve.kv.stores.url import open_worker
+from jaxserve.kv.tiers import PROMPT_ANSWER_S, Tiers
 
 SLOT = memoryview(bytearray(64))
 NAMES = [bytes([i]) * 32 for i in range(3)]
@@ -71,3 +78,40 @@ def test_a_near_store_is_heard_before_a_far_one_is_read():
     desk.close()
     answer = desk.answer()
     assert answer is None or answer.found == (3, 3, 3)
+
+
+class SaidToTake:
+    """Stores that are expected to answer in `seconds`, and do not."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+
+    def estimate_look_up_s(self, num_names: int) -> float:
+        return self._seconds
+
+    def look_up(self, ticket: int, names: Sequence[bytes]) -> bool:
+        return True
+
+    def refresh(self) -> None:
+        pass
+
+    def note_found(self, names: Sequence[bytes], found: Sequence[int]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "is_expected"), [(0.001, True), (0.05, False)])
+def test_a_step_waits_only_for_fresh_look_ups_of_prompt_stores(seconds: float, is_expected: bool):
+    now_s = 100.0
+    host = HostIndex(4, 1, make_policy("lru", 4))
+    cascade: Any = SaidToTake(seconds)
+    mover: Any = None
+    tiers = Tiers(host, 1, 64, mover, saves_early=False, cascade=cascade, clock=lambda: now_s)
+    assert not tiers.expects_answers
+    ticket = tiers.look_up(NAMES)
+    assert ticket is not None and tiers.expects_answers == is_expected
+    now_s += PROMPT_ANSWER_S
+    assert not tiers.expects_answers and tiers.is_looking(ticket)
+    now_s -= PROMPT_ANSWER_S
+    tiers.inbox.append(LookedUp(ticket, tuple(NAMES), (0, 0, 0)))
+    tiers.poll()
+    assert not tiers.expects_answers and not tiers.is_looking(ticket)
