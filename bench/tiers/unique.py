@@ -15,63 +15,67 @@ ASKED = 0.97
 
 
 def measure(setting: Setting, limits: Limits) -> Iterator[dict[str, Any]]:
-    """Yields a line. Two engines take turns on the same prompts: tiers off, tiers on.
+    """Yields a line for the host alone, and one for host and disk.
 
-    Every block is saved to the host and written to the disk. The time of the engine with tiers
-    includes waiting until everything has arrived there.
+    Three engines take turns on the same prompts: tiers off, host, host and disk. Every block is
+    saved to the host and written to the disk; `settled` includes waiting until all has arrived.
     """
     sizes = setting.sizes
     setting.clear("unique")
     room = AT_ONCE * (sizes.unique[1] + sizes.answer) * 2
-    off = Client(setting.engine(room))
-    tiers = {"kv_host_bytes": room * setting.token_bytes, "kv_offload": "eager"}
-    on = Client(setting.engine(room, kv_store=setting.disk_url("unique"), **tiers))
-    seconds: dict[str, list[float]] = {"off": [], "on": [], "settled": []}
+    host: dict[str, Any] = {
+        "kv_host_bytes": room * setting.token_bytes,
+        "kv_offload": "eager",
+    }
+    ways: dict[str, dict[str, Any]] = {
+        "off": {},
+        "host": host,
+        "disk": {**host, "kv_store": setting.disk_url("unique")},
+    }
+    clients = {way: Client(setting.engine(room, **tiers)) for way, tiers in ways.items()}
+    served_s: dict[str, list[float]] = {way: [] for way in ways}
+    settled_s: dict[str, list[float]] = {way: [] for way in ways}
     rng = random.Random(setting.seed)
-    num_tokens: list[int] = []
-    num_before = 0
+    num_tokens, saved_before = 0, 0
     for round_index in range(-1, sizes.unique_rounds):
         asks = []
         for _ in range(sizes.num_unique):
             length = rng.randint(*sizes.unique)
             asks.append(Ask(random_prompt(rng, length, setting.shape.vocab), sizes.answer))
-        order = (off, on) if round_index % 2 else (on, off)
-        for client in order:
+        for way in rng.sample(list(ways), len(ways)):
             start_s = time.perf_counter()
-            client.serve(asks, AT_ONCE)
-            served_s = time.perf_counter() - start_s
-            client.settle()
-            settled_s = time.perf_counter() - start_s
-            if round_index < 0:
-                continue
-            if client is on:
-                seconds["on"].append(served_s)
-                seconds["settled"].append(settled_s)
-            else:
-                seconds["off"].append(served_s)
+            clients[way].serve(asks, AT_ONCE)
+            served = time.perf_counter() - start_s
+            clients[way].settle()
+            if round_index >= 0:
+                served_s[way].append(served)
+                settled_s[way].append(time.perf_counter() - start_s)
         if round_index < 0:
-            num_before = on.about()["saved"]
+            saved_before = clients["disk"].about()["saved"]
         else:
-            num_tokens.append(sum(len(ask.prompt) + ask.answer_len for ask in asks))
-    about = on.about()
-    off.close()
-    on.close()
+            num_tokens += sum(len(ask.prompt) + ask.answer_len for ask in asks)
+    abouts = {way: client.about() for way, client in clients.items()}
+    for client in clients.values():
+        client.close()
     setting.clear("unique")
-    ratios = {
-        name: [off_s / on_s for off_s, on_s in zip(seconds["off"], seconds[name], strict=True)]
-        for name in ("on", "settled")
-    }
-    stored_bytes = (about["saved"] - num_before) * setting.token_bytes * PAGE_SIZE
-    all_s = sum(seconds["settled"])
-    yield {
-        "measure": "unique",
-        "tokens_per_s": {
-            name: round(sum(num_tokens) / sum(taken), 1) for name, taken in seconds.items()
-        },
-        "ratio": round(median(ratios["on"]), 4),
-        "ratio_settled": round(median(ratios["settled"]), 4),
-        "ratios": [round(x, 4) for x in ratios["on"]],
-        "asked": ASKED,
-        "stored_mb_per_s": round(stored_bytes / all_s / 1e6, 1),
-        "counters": about,
-    }
+    stored_bytes = (abouts["disk"]["saved"] - saved_before) * setting.token_bytes * PAGE_SIZE
+    for way in ("host", "disk"):
+        ratios = [a / b for a, b in zip(served_s["off"], served_s[way], strict=True)]
+        settled = [a / b for a, b in zip(served_s["off"], settled_s[way], strict=True)]
+        line: dict[str, Any] = {
+            "measure": "unique",
+            "tiers": way,
+            "tokens_per_s": {
+                "off": round(num_tokens / sum(served_s["off"]), 1),
+                "on": round(num_tokens / sum(served_s[way]), 1),
+            },
+            "ratio": round(median(ratios), 4),
+            "ratio_settled": round(median(settled), 4),
+            "ratio_of_sums": round(sum(served_s["off"]) / sum(served_s[way]), 4),
+            "ratios": [round(x, 4) for x in ratios],
+            "asked": ASKED,
+            "counters": abouts[way],
+        }
+        if way == "disk":
+            line["stored_mb_per_s"] = round(stored_bytes / sum(settled_s[way]) / 1e6, 1)
+        yield line

@@ -26,5 +26,7 @@ def test_revisits_come_from_where_they_should_and_answer_the_same(tmp_path: Path
 
 
 def test_the_cost_in_vain_is_measured(tmp_path: Path):
-    (line,) = run(tmp_path, "unique")
-    assert line["ratio"] > 0 and line["counters"]["saved"] > 0
+    host, disk = run(tmp_path, "unique")
+    assert (host["tiers"], disk["tiers"]) == ("host", "disk")
+    for line in (host, disk):
+        assert line["ratio"] > 0 and line["counters"]["saved"] > 0
