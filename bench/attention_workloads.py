@@ -38,13 +38,15 @@ class Workload:
     window: int | None = None
     soft_cap: float | None = None
     has_sinks: bool = False
+    needs_lse: bool = False
     num_layers: int = 32
     spare_pages: int = 0
     """In the pool, beside those of the rows."""
 
     def __str__(self) -> str:
         stored = "" if self.quantised is None else f" {self.quantised}"
-        return f"{self.name}{stored} P{self.page_size}"
+        lse = " lse" if self.needs_lse else ""
+        return f"{self.name}{stored}{lse} P{self.page_size}"
 
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
@@ -63,7 +65,9 @@ class Workload:
     @property
     def spec(self) -> AttentionSpec:
         scale, layer = self.head_dim**-0.5, self.num_layers // 2
-        return AttentionSpec(scale, self.num_layers, layer, self.window, self.soft_cap)
+        return AttentionSpec(
+            scale, self.num_layers, layer, self.window, self.soft_cap, self.needs_lse
+        )
 
     @property
     def kv_dtype(self) -> jnp.dtype:
@@ -83,11 +87,12 @@ class Workload:
 
     @property
     def bytes_moved(self) -> int:
-        """Keys and values, queries, outputs and page table."""
+        """Keys and values, queries, outputs, page table, and log-sum-exps if they are wanted."""
         seen = [min(kv, self._reach + q - 1) for q, kv in self.rows]
         pages = sum(-(-count // self.page_size) for count in seen)
         q_bytes = self.num_tokens * self.heads[0] * self.head_dim * jnp.dtype(self.dtype).itemsize
-        return sum(seen) * self.token_bytes + 2 * q_bytes + 4 * pages
+        lse_bytes = 4 * self.num_tokens * self.heads[0] if self.needs_lse else 0
+        return sum(seen) * self.token_bytes + 2 * q_bytes + 4 * pages + lse_bytes
 
     @property
     def _reach(self) -> int:
@@ -159,6 +164,7 @@ MAIN = (
     _decode(64, 8192, page_size=16),
     _decode(64, 8192),
     _decode(64, 8192, page_size=256),
+    _decode(64, 8192, needs_lse=True),
     _decode(1, 8192),
     _decode(16, 2048),
     _prefill(8192, 8192),

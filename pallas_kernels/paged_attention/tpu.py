@@ -3,7 +3,6 @@
 Compiled for v5e and v6e. What it refuses, while it is traced:
 
 - float16: the compiler has no arithmetic for it.
-- page tables that do not fit into scalar memory: R * M entries.
 - page sizes that are no multiple of 16.
 
 Pages have to be laid out row-major on the device. That is XLA's own choice for head dimensions that
@@ -47,6 +46,9 @@ class Tuning(NamedTuple):
     tile_rows: int = 512
 
 
+DEFAULT_TUNING = Tuning()
+
+
 def ragged_paged_attention(
     q_tqh: Float[Array, "T Q H"],
     pages: KVPages,
@@ -54,7 +56,7 @@ def ragged_paged_attention(
     spec: AttentionSpec,
     *,
     sinks_q: Float[Array, " Q"] | None = None,
-    tuning: Tuning = Tuning(),
+    tuning: Tuning = DEFAULT_TUNING,
     interpret: Any = False,
 ) -> Attended:
     """See `reference`.
@@ -66,14 +68,14 @@ def ragged_paged_attention(
         NotImplementedError: this backend cannot; the reason is in the message.
     """
     check_arguments(q_tqh, pages, rows, spec, sinks_q)
-    _refuse(q_tqh, pages, rows)
+    _refuse(q_tqh, pages)
     attend = functools.partial(
         _attend,
         q_tqh,
         pages,
         rows,
         sinks_q,
-        jnp.int32(spec.layer),
+        jnp.full(1, spec.layer, jnp.int32),
         facts=_Facts(spec.scale, spec.num_layers, spec.window, spec.soft_cap, spec.needs_lse),
         tuning=tuning,
         interpret=interpret,
@@ -81,22 +83,12 @@ def ragged_paged_attention(
     return attend()
 
 
-MAX_TABLE_BYTES = 512 << 10
-
-
-def _refuse(q_tqh: jax.Array, pages: KVPages, rows: RaggedRows) -> None:
+def _refuse(q_tqh: jax.Array, pages: KVPages) -> None:
     page_size = pages.rows_rkph.shape[2]
     if jnp.float16 in (q_tqh.dtype, pages.rows_rkph.dtype):
         raise NotImplementedError("float16: TPUs have no arithmetic for it, bfloat16 they have")
     if page_size % 16:
         raise NotImplementedError(f"pages of {page_size} tokens: not a multiple of 16")
-    num_rows, width = rows.page_table.shape
-    table_bytes = 4 * num_rows * (-(-width // LANES) * LANES)
-    if table_bytes > MAX_TABLE_BYTES:
-        raise NotImplementedError(
-            f"a page table of {num_rows} x {width} does not fit into the {MAX_TABLE_BYTES} bytes "
-            "kept for it in scalar memory: larger pages make it smaller"
-        )
 
 
 class _Facts(NamedTuple):
@@ -125,8 +117,9 @@ def _attend(
     num_kv = pages.rows_rkph.shape[1]
     q_tkgh = q_tqh.reshape(num_tokens, num_kv, num_q // num_kv, -1)
     sinks_kg = None if sinks_q is None else sinks_q.reshape(num_kv, -1).astype(jnp.float32)
-    table_rm = (rows.page_table * facts.num_layers + layer) * 2
-    arrays = _Arrays(table_rm, pages, rows, sinks_kg)
+    table_rm = jnp.pad(rows.page_table, ((0, 0), (0, -rows.page_table.shape[1] % LANES)))
+    table_rml = table_rm.reshape(table_rm.shape[0], -1, LANES)
+    arrays = _Arrays(layer, table_rml, pages, rows, sinks_kg)
     shape = functools.partial(_shape, q_tkgh, pages, facts, tuning, interpret, sinks_q is not None)
     out_tkgh, lse_tkg = _decode(shape, arrays, q_tkgh)
     if rows.has_prefills:
@@ -136,7 +129,8 @@ def _attend(
 
 
 class _Arrays(NamedTuple):
-    table_rm: jax.Array
+    layer: jax.Array
+    table_rml: jax.Array
     pages: KVPages
     rows: RaggedRows
     sinks_kg: jax.Array | None
@@ -159,6 +153,7 @@ def _shape(
     padded = -(-head_dim // LANES) * LANES * pages.rows_rkph.dtype.itemsize
     chunk_tokens = min(tuning.chunk_tokens, tuning.chunk_bytes // (2 * head_block * padded))
     return Shape(
+        num_layers=facts.num_layers,
         num_kv_heads=num_kv,
         head_dim=head_dim,
         page_size=page_size,
@@ -198,8 +193,8 @@ def _decode(
         sinks_kxl = jnp.broadcast_to(sinks_kxl, (*sinks_kxl.shape[:2], LANES))
     pages = arrays.pages
     inputs = Inputs(
-        arrays.table_rm, tiles, rows.num_decodes, q_rkxh, pages.rows_rkph, pages.scales_rkp,
-        sinks_kxl,
+        arrays.layer, arrays.table_rml, tiles, rows.num_decodes, q_rkxh, pages.rows_rkph,
+        pages.scales_rkp, sinks_kxl,
     )  # fmt: skip
     out, lse = tpu_attention.launch_decode(shape, inputs)
 
@@ -289,8 +284,9 @@ def _prefill(
         sinks_kxl = jnp.broadcast_to(sinks_kxl, (*sinks_kxl.shape[:2], LANES))
     q_kgsh = q_tkgh[places.token_of_slot].transpose(1, 2, 0, 3)
     inputs = Inputs(
-        arrays.table_rm, tiles, end_r[-1], q_kgsh, pages.rows_rkph, pages.scales_rkp, sinks_kxl
-    )
+        arrays.layer, arrays.table_rml, tiles, end_r[-1], q_kgsh, pages.rows_rkph,
+        pages.scales_rkp, sinks_kxl,
+    )  # fmt: skip
     out_kgsh, lse_kgsl = tpu_attention.launch_prefill(shape, inputs)
 
     def merge(old: jax.Array, new: jax.Array) -> jax.Array:

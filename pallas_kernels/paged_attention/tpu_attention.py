@@ -8,12 +8,13 @@ before is computed. The chunks of all tiles form one sequence,
 
 in which chunk number n lies in buffer n % 2, so that the copies run ahead over the ends of tiles,
 too. A TPU core runs its programs one after the other: there is nothing to win by splitting a row's
-keys over programs, as GPUs do for decode.
+keys over programs, as GPUs do for decode. A tile's row of the page table comes into scalar memory
+while the tile before is computed: the whole table may be too large for it.
 
 The rows of a tile's queries are in head-major order, row g*B + b is query b of head g of its group;
 B is a power of two, so that the query of a row is found without a division.
 
-Knows nothing of layers (they are folded into what it is given) and of how tiles are chosen.
+Knows nothing of how tiles are chosen.
 """
 
 import functools
@@ -43,6 +44,7 @@ class Tiles(NamedTuple):
         first_chunk, num_chunks: of the row.
         number: of the first chunk in the sequence over all tiles.
         next_tile: that has chunks; itself if there is none.
+        ordinal: among the tiles that have chunks.
         q_start: place of its queries.
     """
 
@@ -53,6 +55,7 @@ class Tiles(NamedTuple):
     num_chunks: jax.Array
     number: jax.Array
     next_tile: jax.Array
+    ordinal: jax.Array
     q_start: jax.Array
 
 
@@ -67,6 +70,7 @@ class Shape:
         chunk_pages: pages of a chunk.
     """
 
+    num_layers: int
     num_kv_heads: int
     head_dim: int
     page_size: int
@@ -113,19 +117,23 @@ def make_tiles(
     after = jnp.append(from_here[1:], end.shape[0])
     fields = (row_b, position_b, end, first, count, jnp.cumsum(count) - count)
     next_tile = jnp.where(after < end.shape[0], after, index)
-    return Tiles(*(x.astype(jnp.int32) for x in (*fields, next_tile, q_start_b)))
+    ordinal = jnp.cumsum(count > 0) - 1
+    return Tiles(*(x.astype(jnp.int32) for x in (*fields, next_tile, ordinal, q_start_b)))
 
 
 class _Refs(NamedTuple):
     """What both kernels read and keep; `scales` and their buffers only if pages are quantised."""
 
-    table: Any  # SMEM [R, M]: rows of the pool that hold keys
+    layer: Any  # SMEM [1]
     tiles: Any  # SMEM [fields, tiles]
+    table: Any  # HBM [R, M / 128, 128]: pages
     pool: Any  # HBM [rows, K, P, H]
     scales: Any  # HBM [rows, K, P]
     kv: Any  # VMEM [2, pages, 2, K', P, H]
     kv_scales: Any  # VMEM [2, pages, 2, K', P]
+    pages: Any  # SMEM [2, M / 128, 128]: of the table, this tile's row and the next one's
     sems: Any  # DMA [2]
+    page_sems: Any  # DMA [2]
     max: Any  # VMEM [K', rows, 128], all lanes equal
     sum: Any  # VMEM [K', rows, 128], all lanes equal
     acc: Any  # VMEM [K', rows, H]
@@ -142,12 +150,16 @@ def _copies(shape: Shape, refs: _Refs, tile: Any, heads: Any, chunk: Any, slot: 
     if shape.window is not None:
         earliest = jnp.maximum(_field(refs, "position", tile) - shape.window + 1, 0)
         begin = jnp.maximum(first, earliest // shape.page_size)
-    end = jnp.minimum(first + shape.chunk_pages, pl.cdiv(_field(refs, "end", tile), shape.page_size))
-    row = _field(refs, "row", tile)
+    end = jnp.minimum(
+        first + shape.chunk_pages, pl.cdiv(_field(refs, "end", tile), shape.page_size)
+    )
+    pages = refs.pages.at[lax.rem(_field(refs, "ordinal", tile), 2)]
     block = pl.ds(heads * shape.head_block, shape.head_block)
 
     def one_page(page, _):
-        both = pl.ds(refs.table[row, page], 2)  # keys, and values after them
+        id_in_pool = pages[page // LANES, lax.rem(page, LANES)]
+        # Keys, and values in the row after them.
+        both = pl.ds((id_in_pool * shape.num_layers + refs.layer[0]) * 2, 2)
         to, sem = page - first, refs.sems.at[slot]
         act(pltpu.make_async_copy(refs.pool.at[both, block], refs.kv.at[slot, to], sem))
         if shape.is_quantised:
@@ -156,6 +168,13 @@ def _copies(shape: Shape, refs: _Refs, tile: Any, heads: Any, chunk: Any, slot: 
         return 0
 
     lax.fori_loop(begin, end, one_page, 0)
+
+
+def _page_row(refs: _Refs, tile: Any) -> Any:
+    """The copy of a tile's row of the page table."""
+    slot = lax.rem(_field(refs, "ordinal", tile), 2)
+    source = refs.table.at[_field(refs, "row", tile)]
+    return pltpu.make_async_copy(source, refs.pages.at[slot], refs.page_sems.at[slot])
 
 
 def _attend(shape: Shape, refs: _Refs, tile: Any, heads: Any, load_q: Any) -> None:
@@ -171,7 +190,13 @@ def _attend(shape: Shape, refs: _Refs, tile: Any, heads: Any, load_q: Any) -> No
 
     @pl.when((count > 0) & (number == 0))
     def _():
+        _page_row(refs, tile).start()
+        _page_row(refs, tile).wait()
         _copies(shape, refs, tile, heads, first_chunk, 0, start)
+
+    @pl.when((count > 0) & (heads == 0) & (_field(refs, "next_tile", tile) != tile))
+    def _():
+        _page_row(refs, _field(refs, "next_tile", tile)).start()
 
     def one_chunk(index, _):
         slot = lax.rem(number + index, 2)
@@ -181,6 +206,10 @@ def _attend(shape: Shape, refs: _Refs, tile: Any, heads: Any, load_q: Any) -> No
         ahead_chunk = jnp.where(
             is_last, _field(refs, "first_chunk", next_tile), first_chunk + index + 1
         )
+
+        @pl.when(is_last & is_last_block & there_is_more)
+        def _():
+            _page_row(refs, next_tile).wait()
 
         @pl.when(~is_last | there_is_more)
         def _():
@@ -194,9 +223,7 @@ def _attend(shape: Shape, refs: _Refs, tile: Any, heads: Any, load_q: Any) -> No
     lax.fori_loop(0, count, one_chunk, 0)
 
 
-def _attend_chunk(
-    shape: Shape, refs: _Refs, tile: Any, chunk: Any, slot: Any, load_q: Any
-) -> None:
+def _attend_chunk(shape: Shape, refs: _Refs, tile: Any, chunk: Any, slot: Any, load_q: Any) -> None:
     position, end = _field(refs, "position", tile), _field(refs, "end", tile)
     begin = jnp.int32(0)
     if shape.window is not None:
@@ -317,14 +344,15 @@ class _Operands(NamedTuple):
 def _unpack(refs: tuple[Any, ...], shape: Shape) -> tuple[_Operands, _Refs, tuple[Any, ...]]:
     """By name, in the order of `_launch`; the last are scratch of one kernel only."""
     rest = iter(refs)
-    table, tiles, q, pool = (next(rest) for _ in range(4))
+    layer, tiles, table, q, pool = (next(rest) for _ in range(5))
     scales = next(rest) if shape.is_quantised else None
     sinks = next(rest) if shape.has_sinks else None
     out = next(rest)
     lse = next(rest) if shape.needs_lse else None
     kv = next(rest)
     kv_scales = next(rest) if shape.is_quantised else None
-    state = _Refs(table, tiles, pool, scales, kv, kv_scales, *(next(rest) for _ in range(4)))
+    buffers = [next(rest) for _ in range(6)]
+    state = _Refs(layer, tiles, table, pool, scales, kv, kv_scales, *buffers)
     return _Operands(q, sinks, out, lse), state, tuple(rest)
 
 
@@ -396,12 +424,14 @@ class Inputs(NamedTuple):
     """Arrays of a launch.
 
     Attributes:
-        table_rm: rows of the pool that hold the keys of a page; values are in the row after.
+        layer: [1].
+        table_rml: pages, [R, M / 128, 128].
         q: queries; decode [R, K, rows, H], prefill [K, G, slots, H].
         sinks_kxl: [K, rows, 128], all lanes equal.
     """
 
-    table_rm: jax.Array
+    layer: jax.Array
+    table_rml: jax.Array
     tiles: Tiles
     num_tiles: jax.Array
     q: jax.Array
@@ -470,7 +500,8 @@ def _launch(
 ) -> tuple[jax.Array, jax.Array | None]:
     heads, rows = shape.head_block, shape.num_tile_rows
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    arrays, in_specs = [inputs.q, inputs.pool_rkph], [q_spec, anywhere]
+    arrays = [inputs.table_rml, inputs.q, inputs.pool_rkph]
+    in_specs = [anywhere, q_spec, anywhere]
     page = (2, shape.chunk_pages, 2, heads, shape.page_size)
     buffers: list[Any] = [pltpu.VMEM((*page, shape.head_dim), inputs.pool_rkph.dtype)]
     if inputs.scales_rkp is not None:
@@ -494,6 +525,8 @@ def _launch(
             out_specs=out_specs[: len(out_shape)],
             scratch_shapes=[
                 *buffers,
+                pltpu.SMEM((2, *inputs.table_rml.shape[1:]), jnp.int32),
+                pltpu.SemaphoreType.DMA((2,)),
                 pltpu.SemaphoreType.DMA((2,)),
                 pltpu.VMEM((heads, rows, LANES), jnp.float32),
                 pltpu.VMEM((heads, rows, LANES), jnp.float32),
@@ -507,5 +540,5 @@ def _launch(
             vmem_limit_bytes=VMEM_LIMIT_BYTES,
         ),
         interpret=shape.interpret,
-    )(inputs.table_rm, jnp.stack(inputs.tiles), *arrays)
+    )(inputs.layer, jnp.stack(inputs.tiles), *arrays)
     return out, lse[0] if lse else None

@@ -4,7 +4,7 @@ XLA scatters and gathers in place only in layouts of its own choice: for head di
 and for the scales of pages below 128 tokens, it copies the whole pool into another layout and back
 (seen in the code compiled for v5e and v6e).
 
-HBM is tiled, and nothing smaller than a tile can be copied: the new key of a token is one of several
+HBM is tiled, and nothing smaller than a tile can be copied: the new key of a token is one of many
 tokens of its tile, its scale one of the lanes. So a tile is read, changed and written back. Tokens
 are sorted by place first: those of one tile are then neighbours, a *run*, and no two runs touch the
 same tile. `DEPTH` runs are under way at a time.
@@ -77,13 +77,13 @@ class _Runs(NamedTuple):
     Attributes:
         first: [T + 1]: token with which each run begins; behind the last run, where that ends.
         row, offset: [T]: of each token, in the pool and in the page.
-        count: [1]: of the runs.
+        num_runs: [1].
     """
 
     first: jax.Array
     row: jax.Array
     offset: jax.Array
-    count: jax.Array
+    num_runs: jax.Array
 
 
 def _find_runs(row_t: jax.Array, offset_t: jax.Array, *, page_tokens: int) -> _Runs:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from tests.aot.compilers import TARGETS, Compiler, Program
+from tests.aot.engine_step import step_jobs
 from tests.aot.gpu_kernels import GpuKernel
 from tests.aot.hlo import find_copies
 from tests.aot.jobs import BACKENDS, Job, jobs_for
@@ -29,6 +31,10 @@ MAX_SPILL_BYTES = 0
 
 MAX_TEMP_FRACTION = 1 / 8
 """Of the pool: temporaries beyond this mean that something copies a part of it."""
+
+
+MAX_VARIANTS = 2
+"""Of one kernel in a program; each takes its second to compile, in each of the buckets."""
 
 
 class Limits(NamedTuple):
@@ -57,7 +63,7 @@ def main() -> int:
     start, commit = time.perf_counter(), _commit()
     lines, num_bad = [], 0
     for target in options.targets.split(","):
-        all_jobs = jobs_for(target, options.backends.split(","))
+        all_jobs = [*jobs_for(target, options.backends.split(",")), *step_jobs(target)]
         jobs = [x for x in all_jobs if options.only.search(_title(target, x))]
         if options.list:
             print(*(_title(target, job) for job in jobs), sep="\n")
@@ -141,6 +147,9 @@ def _violations(job: Job, program: Program) -> Iterator[str]:
         yield f"needs {program.temp_bytes} bytes of temporaries beside a pool of {sum(sizes)}"
     if job.donate and program.alias_bytes < sum(sizes):
         yield f"updates {program.alias_bytes} bytes in place; expected all {sum(sizes)} of the pool"
+    for name, count in Counter(kernel.name for kernel in program.kernels).items():
+        if count > MAX_VARIANTS:
+            yield f"compiles {count} variants of {name}; expected layers to share them"
     for kernel in program.kernels:
         if kernel.ptxas.spill_bytes > MAX_SPILL_BYTES:
             yield f"{kernel.name} spills {kernel.ptxas.spill_bytes} bytes"
