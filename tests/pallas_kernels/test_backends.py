@@ -35,7 +35,7 @@ class Plan:
     """What a backend is asked.
 
     Attributes:
-        count: cases, as many as take about a minute.
+        count: cases in the default suite, as many as take about twenty seconds.
         full_count: the same, with KERNELS_IN_FULL=1.
         may_refuse: the cases that are not for it; the grid here has none of them.
         limits: for `grid`.
@@ -55,10 +55,10 @@ class Plan:
 
 PLANS = {
     # Its tiles are 256 queries long.
-    "reference": Plan(40, 100, limits={"max_q": 400}),
+    "reference": Plan(15, 100, limits={"max_q": 400}),
     # The rest of its cases go to the reference.
     "cpu_native": Plan(
-        20,
+        10,
         60,
         limits={
             "dtype": ("float32", "bfloat16"),
@@ -68,15 +68,15 @@ PLANS = {
         },
         needs_lse=False,
     ),
-    "triton": Plan(30, 100),
+    "triton": Plan(12, 100),
     "mosaic_gpu": Plan(
-        12,
+        6,
         60,
         may_refuse=lambda case: case.dtype == "float32",
         limits={"dtype": ("bfloat16", "float16")},
     ),
     "tpu": Plan(
-        25,
+        10,
         80,
         may_refuse=lambda case: case.dtype == "float16",
         limits={"dtype": ("float32", "bfloat16")},
