@@ -12,6 +12,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxserve.pallas_kernels.paged_attention.quant import quantise
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, KVPages
 
+_DISTINCT = {"mode": "drop", "unique_indices": True}
+"""Of a scatter to places that are all different. XLA for GPUs would otherwise write each 8- or
+16-bit number by an atomic compare-and-swap of the word that it is in."""
+
 
 def write_kv(
     pages: KVPages,
@@ -28,10 +32,11 @@ def write_kv(
         offset_t: places within the page.
     """
     num_rows = pages.rows_rkph.shape[0]
-    row_t = jnp.where(page_t < 0, num_rows, (page_t * spec.num_layers + spec.layer) * 2)
+    row_t = (page_t * spec.num_layers + spec.layer) * 2
+    row_t = jnp.where(page_t < 0, _beyond(num_rows, page_t, 2), row_t)
     if row_t.shape[0] == 1:
         # XLA turns a scatter of one update into a slice update, and copies the pool for it.
-        row_t = jnp.pad(row_t, (0, 1), constant_values=num_rows)
+        row_t = jnp.pad(row_t, (0, 1), constant_values=num_rows + 2)
         offset_t = jnp.pad(offset_t, (0, 1))
         k_tkh, v_tkh = (jnp.pad(x, ((0, 1), (0, 0), (0, 0))) for x in (k_tkh, v_tkh))
     rows_rkph, scales_rkp = pages.rows_rkph, pages.scales_rkp
@@ -40,8 +45,8 @@ def write_kv(
             stored_tkh = to_storage(x_tkh, rows_rkph.dtype)
         else:
             stored_tkh, scale_tk = quantise(x_tkh, rows_rkph.dtype)
-            scales_rkp = scales_rkp.at[at_t, :, offset_t].set(scale_tk, mode="drop")
-        rows_rkph = rows_rkph.at[at_t, :, offset_t, :].set(stored_tkh, mode="drop")
+            scales_rkp = scales_rkp.at[at_t, :, offset_t].set(scale_tk, **_DISTINCT)
+        rows_rkph = rows_rkph.at[at_t, :, offset_t, :].set(stored_tkh, **_DISTINCT)
     return KVPages(rows_rkph, scales_rkp)
 
 
@@ -57,10 +62,18 @@ def scatter_pages(
 
     In place if the caller donates the pool.
     """
+    num_pages = pool_n.shape[0]
     if ids_b.shape[0] == 1:  # as in `write_kv`
         ids_b = jnp.pad(ids_b, (0, 1), constant_values=-1)
         rows_b = jnp.concatenate([rows_b, rows_b])
-    return pool_n.at[ids_b].set(rows_b, mode="drop", wrap_negative_indices=False)
+    is_page_b = (ids_b >= 0) & (ids_b < num_pages)
+    ids_b = jnp.where(is_page_b, ids_b, _beyond(num_pages, ids_b, 1))
+    return pool_n.at[ids_b].set(rows_b, **_DISTINCT)
+
+
+def _beyond(end: int, like_b: jax.Array, step: int) -> jax.Array:
+    """An index out of range for each of `like_b`, no two of them the same."""
+    return end + step * jnp.arange(like_b.shape[0], dtype=like_b.dtype)
 
 
 def to_storage(x: jax.Array, storage: jnp.dtype) -> jax.Array:
