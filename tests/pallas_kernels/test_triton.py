@@ -132,8 +132,8 @@ def test_a_negative_scale_turns_the_order_of_scores_round():
 def test_without_lse_nobody_writes_it():
     case = replace(MIXED, head_dim=64)
     spec = replace(case.spec, needs_lse=False)
-    args = jax.tree.map(jnp.asarray, (case.q_tqh, case.pages, case.rows))
-    found = triton.ragged_paged_attention(*args, spec, interpret=True)
+    q_tqh, pages = jnp.asarray(case.q_tqh), jax.tree.map(jnp.asarray, case.pages)
+    found = triton.ragged_paged_attention(q_tqh, pages, case.rows, spec, interpret=True)
     assert found.lse_tq is None
     out_tqh = np.asarray(found.out_tqh)[: case.num_tokens]
     np.testing.assert_allclose(out_tqh, case.expected.out_tqh, atol=1e-5, rtol=1e-5)
@@ -204,9 +204,11 @@ def test_one_launch_writes_keys_values_and_scales():
     kv_tkh = jnp.zeros((4, 2, 128), jnp.float32)
     index_t = jnp.zeros(4, jnp.int32)
     pages = jax.tree.map(jnp.asarray, case.pages)
-    program = jax.make_jaxpr(lambda *args: triton.write_kv(*args, case.spec))(
-        pages, kv_tkh, kv_tkh, index_t, index_t
-    )
+
+    def write(pages, k_tkh, v_tkh, page_t, offset_t):
+        return triton.write_kv(pages, k_tkh, v_tkh, page_t, offset_t, case.spec)
+
+    program = jax.make_jaxpr(write)(pages, kv_tkh, kv_tkh, index_t, index_t)
     launches = [e for e in program.jaxpr.eqns if e.primitive.name == "pallas_call"]
     others = {e.primitive.name for e in program.jaxpr.eqns} - {"pallas_call", "reshape"}
     assert len(launches) == 1 and not others
