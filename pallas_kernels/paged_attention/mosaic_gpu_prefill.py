@@ -169,13 +169,19 @@ def _launch(
             computer = Computer(spec, launch, machine, shape, smem, warpgroup)
 
             def take_turn(turn: Turn) -> None:
-                queries, place = computer.queries(turn), turn.block.place
+                queries = computer.queries(turn)
                 sink_at = None if sink_ref is None else sink_ref.at[turn.chunk, warpgroup]
-                lse_at = lse_ref.at[place, turn.chunk, warpgroup]
                 computer.take_queries(queries, q_ref, sink_at)
                 state = computer.attend(turn, queries)
+                # Read again rather than kept in registers meanwhile.
+                turn = schedule.turn(machine.opaque(turn.number), turn.step)
+                place = turn.block.place
                 computer.give_results(
-                    state, queries, out_ref.at[place], lse_at, has_sinks=sinks is not None
+                    state,
+                    computer.queries(turn),
+                    out_ref.at[place],
+                    lse_ref.at[place, turn.chunk, warpgroup],
+                    has_sinks=sinks is not None,
                 )
 
             schedule.for_each(

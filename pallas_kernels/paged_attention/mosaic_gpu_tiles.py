@@ -158,6 +158,11 @@ class Machine:
         x = lax.broadcasted_iota(jnp.int32, shape, dimension)
         return x if self.is_interpreted else plgpu.layout_cast(x, layout or plgpu.Layout.WGMMA)
 
+    def row_iota(self, rows: int) -> jax.Array:
+        """Row numbers, one for each row of a product."""
+        x = lax.broadcasted_iota(jnp.int32, (rows,), 0)
+        return x if self.is_interpreted else plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))
+
     def load(self, ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
         if self.is_interpreted:
             return ref[...]
@@ -240,6 +245,10 @@ class Machine:
     def settled(self, x: Any) -> Any:
         """`x`, computed before what comes next."""
         return x if self.is_interpreted else lax.optimization_barrier(x)
+
+    def opaque(self, x: jax.Array) -> jax.Array:
+        """A scalar from which the compiler computes anew what it has computed from `x` before."""
+        return x if self.is_interpreted or IS_OLD_JAX else lax.optimization_barrier(x)
 
     def from_one_warp(self, action: Callable[[], None]) -> None:
         """Run `action` (copies) in one warp, once all warps of the group have come here."""

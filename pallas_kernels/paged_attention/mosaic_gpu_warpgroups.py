@@ -123,6 +123,7 @@ class Block(NamedTuple):
 class Turn(NamedTuple):
     """A block of queries with some of the heads, as one program comes to it."""
 
+    number: jax.Array  # over all programs
     block: Block  # of no tiles if there is nothing left
     chunk: jax.Array  # of query heads: KV head * chunks + part of it
     keys: KeyRange  # that some query sees, apart from causality
@@ -193,22 +194,25 @@ class Schedule:
         def one_round(index: jax.Array, step: jax.Array) -> jax.Array:
             is_fro = lax.rem(index, jnp.int32(2)) == 1
             place = jnp.where(is_fro, num_programs - 1 - program, program) + index * num_programs
-            turn = self._turn(jnp.minimum(place, num_turns - 1), place < num_turns, step)
+            turn = self.turn(jnp.minimum(place, num_turns - 1), step)
+            is_used = place < num_turns
+            block = turn.block._replace(end=jnp.where(is_used, turn.block.end, turn.block.begin))
+            turn = turn._replace(block=block)
             action(turn)
             return step + turn.block.num_tiles
 
         rounds = lax.div(num_turns + (num_programs - 1), jnp.int32(num_programs))
         return lax.fori_loop(0, rounds, one_round, jnp.int32(0))
 
-    def _turn(self, place: jax.Array, is_used: jax.Array, step: jax.Array) -> Turn:
-        at = lax.div(place, jnp.int32(self.num_chunks))
+    def turn(self, index: jax.Array, step: jax.Array) -> Turn:
+        """The turn of that number, over all programs."""
+        at = lax.div(index, jnp.int32(self.num_chunks))
         block = Block(*(self.block_ref[at, field] for field in range(len(Block._fields))))
-        block = block._replace(end=jnp.where(is_used, block.end, block.begin))
         first_key = jnp.int32(0)
         if self.spec.window is not None:
             first_key = jnp.maximum(block.position - self.spec.window + 1, 0)
-        chunk = lax.rem(place, jnp.int32(self.num_chunks))
-        return Turn(block, chunk, KeyRange(first_key, block.kv_len), step)
+        chunk = lax.rem(index, jnp.int32(self.num_chunks))
+        return Turn(index, block, chunk, KeyRange(first_key, block.kv_len), step)
 
 
 class Queries(NamedTuple):
@@ -362,12 +366,14 @@ class Computer:
 
     def _sees(self, turn: Turn, queries: Queries, tile: jax.Array, like: jax.Array) -> jax.Array:
         """Which keys of a tile which query rows see."""
-        key_mt = tile * like.shape[1] + self.machine.iota(like.shape, 1)
-        token_mt = self.machine.iota(like.shape, 0) & (self.shape.tokens - 1)
-        position_mt = queries.position + token_mt
-        sees_mt = (key_mt <= position_mt) & (key_mt < turn.block.kv_len)
+        first = tile * like.shape[1]
+        column_mt = self.machine.iota(like.shape, 1)
+        token_m = self.machine.row_iota(like.shape[0]) & (self.shape.tokens - 1)
+        position_m = (queries.position - first) + token_m
+        last_m = jnp.minimum(position_m, turn.block.kv_len - 1 - first)
+        sees_mt = column_mt <= tiles.broadcast_rows(last_m, like)
         if self.spec.window is not None:
-            sees_mt &= key_mt > position_mt - self.spec.window
+            sees_mt &= column_mt > tiles.broadcast_rows(position_m - self.spec.window, like)
         return sees_mt
 
     def _zero_unseen(self, turn: Turn, v_smem: Any, tile: jax.Array) -> None:
