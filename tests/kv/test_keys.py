@@ -112,7 +112,8 @@ def test_a_damaged_key_is_replaced_because_its_records_are_lost_anyway(tmp_path)
     folder = KeyFolder(tmp_path / "keys", MASTER)
     folder.find_or_make(TENANT)
     (file,) = (tmp_path / "keys").glob("*.key")
-    for damaged in (file.read_bytes()[:-1] + b"?", b"", file.read_bytes() + b"?"):
+    whole = file.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), b"", whole + b"?"):
         file.write_bytes(damaged)
         again = KeyFolder(tmp_path / "keys", MASTER)
         assert again.find(TENANT) is None

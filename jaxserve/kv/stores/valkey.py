@@ -88,6 +88,7 @@ class ValkeyStore:
         self._checking = threading.Lock()
         self._run_id: str | None = None
         self._is_checked = False
+        self._num_removals = 0  # so far: what was read before one may be gone after it
         connection = valkey.SSLConnection if options.tls else valkey.Connection
         pool = valkey.BlockingConnectionPool(
             connection_class=connection,
@@ -123,6 +124,7 @@ class ValkeyStore:
         if not keys:
             return []
         names = [self._key(key) for key in keys]
+        num_removals = self._num_removals
         values: list[bytes | None] = self._ask(lambda: self._client.execute_command("MGET", *names))
         lengths = [0] * len(keys)
         for index in reversed(range(len(keys))):  # the policy hears of a sequence suffix first
@@ -135,7 +137,7 @@ class ValkeyStore:
                     continue
                 if key in self._ledger:
                     self._ledger.touch(key)
-                else:
+                elif self._num_removals == num_removals:  # else it may have been removed since
                     self._ledger.add(info)
             if value is not None and info.num_bytes <= len(buffer):
                 buffer[: info.num_bytes] = memoryview(value)[_HEADER.size :]
@@ -162,6 +164,7 @@ class ValkeyStore:
         if not grants:
             return statuses
         victims = [victim for _, grant in grants for victim in grant.victims]
+        self._num_removals += len(victims)
         try:
             self._pipeline([("DEL", self._key(victim.block_hash)) for victim in victims])
         except StoreError:
@@ -287,6 +290,7 @@ class ValkeyStore:
             deleted = self._pipeline([("DEL", self._key(key)) for key in page])
             self._pipeline([("SREM", self._prefix + b"pins", key) for key in page])
             with self._lock:
+                self._num_removals += len(page)
                 for key in page:
                     self._ledger.remove(key)
             for length, was_there in zip(lengths, deleted, strict=True):

@@ -248,4 +248,6 @@ def test_many_threads_may_use_it(kind: StoreKind):
     for thread in threads:
         thread.join()
     assert not wrong
+    for index in range(20 * 12):  # what is removed while it is read is on the books until missed
+        read(store, index)
     assert len(list(store.scan())) == store.usage().num_records
