@@ -3,11 +3,14 @@
 XLA's own persistent cache saves compiling, not tracing and lowering, which is most of a warm start.
 So the traced program is exported (StableHLO) into a folder beside it, under a digest of everything
 that decides it: the caller's identity, argument types, this package's source, jax and its flags.
-Whatever cannot be read back is traced again. Programs over several devices are not kept.
+Each file begins with a digest of the rest, so that a damaged one is never run: whatever cannot be
+read back is traced again. Files that no start has used lately go when the folder grows beyond
+MAX_FOLDER_BYTES. Programs over several devices are not kept.
 
 Knows nothing of what the programs compute. Arguments and results are flat lists of arrays.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -31,6 +34,11 @@ COMPILE_STACK_BYTES = 64 << 20
 """XLA overflows the default stack of a thread when it compiles a deep model."""
 
 MAX_COMPILE_THREADS = 8
+
+MAX_FOLDER_BYTES = 512 << 20
+"""A default engine keeps some twenty files of 0.1 to 2 MB for each model."""
+
+_DIGEST_BYTES = 32
 
 _DECIDING_FLAGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_numpy_dtype_promotion")
 
@@ -90,10 +98,10 @@ class ProgramStore:
         key = "\n".join((self._identity, spec.name, *types))
         path = folder / f"{blake3(key.encode()).hexdigest()}.stablehlo"
         try:
-            return export.deserialize(bytearray(path.read_bytes()))
+            return export.deserialize(bytearray(_read(path)))
         except FileNotFoundError:
             pass
-        except Exception as error:  # a torn or foreign file can fail anywhere in the parser
+        except Exception as error:  # what another jaxlib wrote can fail anywhere in the parser
             logger.warning("%s cannot be used (%s): tracing %s again", path, error, spec.name)
         checks = [export.DisabledSafetyCheck.custom_call(name) for name in spec.custom_calls]
         exported = export.export(jax.jit(spec.function), disabled_checks=checks)(*spec.args)
@@ -138,12 +146,43 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
+def _read(path: Path) -> bytes:
+    """What was written; marks the file as used.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what was written.
+    """
+    data = path.read_bytes()
+    os.utime(path)
+    digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if blake3(payload).digest() != digest:
+        raise ValueError("it is damaged")
+    return payload
+
+
+def _write(path: Path, payload: bytes) -> None:
     """All of the file or nothing, also when several processes write it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
+            file.write(blake3(payload).digest() + payload)
         os.replace(file.name, path)
+        _prune(path.parent, MAX_FOLDER_BYTES)
     except OSError as error:
         logger.warning("traced programs are not kept: %s", error)
+
+
+def _prune(folder: Path, max_bytes: int) -> None:
+    """Remove the files used longest ago, until the others fit."""
+    used = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process prunes, too
+            stat = path.stat()
+            used.append((stat.st_mtime, stat.st_size, path))
+    total_bytes = sum(size for _, size, _ in used)
+    for _, size, path in sorted(used):
+        if total_bytes <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total_bytes -= size
