@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         RequestError,
         WeightsError,
     )
-    from jaxserve.llm import LLM, CompletionOutput, RequestOutput
+    from jaxserve.llm import LLM, CompletionOutput, EmbeddingRequestOutput, RequestOutput
     from jaxserve.types import SamplingParams
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ _HOME = {
     "LLM": "jaxserve.llm",
     "RequestOutput": "jaxserve.llm",
     "CompletionOutput": "jaxserve.llm",
+    "EmbeddingRequestOutput": "jaxserve.llm",
     "SamplingParams": "jaxserve.types",
     "JaxserveError": "jaxserve.errors",
     "ConfigError": "jaxserve.errors",
@@ -32,6 +33,7 @@ __all__ = [
     "LLM",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "EngineDeadError",
     "JaxserveError",
     "RequestError",

@@ -14,8 +14,11 @@ from jaxserve.errors import RequestError
 
 Message = Mapping[str, Any]
 
+TEXT_KINDS = ("text", "input_text", "output_text", "refusal")
+
 DEFAULT = "default"
 TOOL_USE = "tool_use"
+DEVELOPER, SYSTEM = "developer", "system"
 
 
 def normalise_messages(
@@ -61,8 +64,9 @@ def _join_parts(content: Any, param: str) -> str:
     texts = []
     for i, part in enumerate(content):
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
+        name = "refusal" if kind == "refusal" else "text"
+        text = part.get(name) if isinstance(part, Mapping) else None
+        if kind not in TEXT_KINDS or not isinstance(text, str):
             raise RequestError(
                 f'{param}.{i} is no text part; only {{"type": "text", "text": ...}} is supported',
                 param=f"{param}.{i}",
@@ -93,20 +97,33 @@ class ChatTemplate:
         return tuple(self._sources)
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
     ) -> str:
-        """The text of a conversation. `kwargs` reach the template (tools, enable_thinking, ...)."""
+        """The text of a conversation. `kwargs` reach the template (tools, enable_thinking, ...).
+
+        Args:
+            continue_final_message: end with the text of the last message, to be continued.
+        """
         name = TOOL_USE if kwargs.get("tools") and TOOL_USE in self._sources else DEFAULT
+        normalised = normalise_messages(messages)
+        if DEVELOPER not in self._sources.get(name, ""):
+            normalised = [_as_system(message) for message in normalised]
         names = {
             **self._special_tokens,
             "tools": None,
             "documents": None,
             **kwargs,
-            "messages": normalise_messages(messages),
+            "messages": normalised,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template(name).render(names)
+            text = self._template(name).render(names)
+            return _cut_behind(normalised[-1], text) if continue_final_message else text
         except RequestError:
             raise
         except Exception as error:  # a template can fail in any way; all of them are the request's
@@ -152,6 +169,27 @@ class ChatTemplate:
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
         return environment
+
+
+def _as_system(message: dict[str, Any]) -> dict[str, Any]:
+    """What is said by a developer, for templates that know only systems."""
+    return {**message, "role": SYSTEM} if message["role"] == DEVELOPER else message
+
+
+def _cut_behind(message: Mapping[str, Any], text: str) -> str:
+    """The rendered text as far as the end of its last message's own text.
+
+    Templates may strip a message's text, or go on behind it.
+    """
+    content = message["content"]
+    for wanted in (content, content.strip()):
+        start = text.rfind(wanted) if wanted else -1
+        if start >= 0:
+            return text[: start + len(wanted)]
+    raise RequestError(
+        "continue_final_message needs a last message with a text, which the chat template shows",
+        param="continue_final_message",
+    )
 
 
 def _to_json(

@@ -27,11 +27,22 @@ from jaxserve.progress import Progress
 from jaxserve.requests import (
     DrawSeed,
     Limits,
+    check_dimensions,
     check_token_ids,
     default_sampling,
+    make_pooling_request,
     make_requests,
 )
-from jaxserve.results import CompletionOutput, Logprob, RequestOutput, request_output
+from jaxserve.results import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    Logprob,
+    RequestOutput,
+    embedding_of,
+    embedding_output,
+    request_output,
+)
 from jaxserve.settings import config_from_keywords
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams, TokenEvent
@@ -41,7 +52,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["LLM", "CompletionOutput", "EngineLike", "Logprob", "RequestOutput", "limits_of"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "EngineLike",
+    "Logprob",
+    "RequestOutput",
+    "limits_of",
+]
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
@@ -172,6 +192,44 @@ class LLM:
             token_ids = self.tokenizer.encode(text, add_special_tokens=False)
             jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
         return self._run(jobs, use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str = "last",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        use_tqdm: bool = True,
+        cache_salt: str = "",
+    ) -> list[EmbeddingRequestOutput]:
+        """Embed prompts: the hidden states after the model's final norm, pooled.
+
+        Args:
+            pooling: "last" takes the last token's, which has seen all others; "mean" averages over
+                all tokens, whose KV is then computed, not taken from the cache.
+            normalize: scale each embedding to length 1.
+            dimensions: keep only the first so many numbers.
+
+        Raises:
+            RequestError: a prompt or option that cannot be served; nothing was computed then.
+        """
+        dimensions = check_dimensions(dimensions, self._limits)
+        jobs = []
+        for prompt in _as_prompts(prompts):
+            text, token_ids = self._encode(prompt)
+            request_id = uuid.uuid4().hex
+            request = make_pooling_request(
+                request_id, token_ids, self._limits, pooling=pooling, cache_salt=cache_salt
+            )
+            jobs.append(_Job(request_id, text, [request]))
+        self._serve(jobs, use_tqdm)
+        outputs = []
+        for job in jobs:
+            (processor,) = job.processors
+            vector = embedding_of(processor, normalize=normalize, dimensions=dimensions)
+            outputs.append(embedding_output(job.request_id, job.prompt, processor, vector))
+        return outputs
 
     def stream(
         self,
@@ -308,7 +366,11 @@ class LLM:
         return _Job(request_id, text, requests)
 
     def _run(self, jobs: list[_Job], use_tqdm: bool) -> list[RequestOutput]:
-        """Serve all jobs; feeds the engine's queue no faster than it may grow."""
+        self._serve(jobs, use_tqdm)
+        return [request_output(job.request_id, job.prompt, job.processors) for job in jobs]
+
+    def _serve(self, jobs: list[_Job], use_tqdm: bool) -> None:
+        """Serve all jobs to their end; feeds the engine's queue no faster than it may grow."""
         waiting = deque((job, request) for job in jobs for request in job.requests)
         scheduler = self.engine.config.scheduler
         most_live = scheduler.max_num_seqs + scheduler.max_num_waiting
@@ -345,7 +407,6 @@ class LLM:
             bar.close()
             for request_id in live:
                 self._retire(request_id, abort=True)
-        return [request_output(job.request_id, job.prompt, job.processors) for job in jobs]
 
     def _stream(self, job: _Job) -> Iterator[OutputDelta]:
         (request,) = job.requests
@@ -400,7 +461,8 @@ def limits_of(engine: EngineLike) -> Limits:
     """What requests to this engine are checked against."""
     model = getattr(engine, "model", None)
     vocab_size = engine.tokenizer.vocab_size if model is None else model.config.vocab_size
-    return Limits(engine.max_model_len, vocab_size, tuple(engine.eos_token_ids))
+    hidden_size = None if model is None else getattr(model.config, "hidden_size", None)
+    return Limits(engine.max_model_len, vocab_size, tuple(engine.eos_token_ids), hidden_size)
 
 
 def _build_engine(config: Config, progress: bool) -> EngineLike:

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxserve.tokenizer import IncrementalDecoder, Tokenizer
-from jaxserve.types import FinishReason, PromptReuse, Request, TokenEvent, TokenLogprobs
+from jaxserve.types import (
+    FinishReason,
+    PromptReuse,
+    Request,
+    States,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class OutputProcessor:
         self.cumulative_logprob = 0.0
         self.num_cached_tokens = 0
         self.reuse: PromptReuse | None = None
+        self.states: list[States] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self._pieces: list[str] = []
@@ -124,8 +132,9 @@ class OutputProcessor:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def prompt_token_texts(self) -> list[str]:
-        return [self._tokenizer.token_text(token_id) for token_id in self.request.prompt_ids]
+    def prompt_token(self, index: int) -> TokenText:
+        """A token of the prompt, whose log-probability nobody knows."""
+        return self._token_text(self.request.prompt_ids[index], 0.0)
 
     def process(self, event: TokenEvent) -> OutputDelta:
         """Take one event; return what it adds. Events after the end add nothing."""
@@ -133,6 +142,8 @@ class OutputProcessor:
             return OutputDelta()
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
         self.reuse = self.reuse or event.reuse
+        if event.states is not None:
+            self.states.append(event.states)
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = [
                 entry and self._describe(entry) for entry in event.prompt_logprobs

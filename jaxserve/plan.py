@@ -82,6 +82,17 @@ class PageUpdates:
     pages: Int32[np.ndarray, " updates"]
 
 
+class StatesWanted(NamedTuple):
+    """Which inner states of a step somebody wants: of the rows' last tokens, or of all tokens."""
+
+    row_hidden: bool = False
+    row_logits: bool = False
+    token_hidden: bool = False
+    token_logits: bool = False
+
+
+NO_STATES = StatesWanted()
+
 NO_STEP = Bucket(0, 0, True)
 """The bucket of a plan that only moves blocks between tiers."""
 
@@ -104,6 +115,7 @@ class StepPlan:
     wants_logprobs: bool = False
     wants_prompt_logprobs: bool = False
     transfers: TransferPlan = NO_TRANSFERS
+    states: StatesWanted = NO_STATES
     row_seqs: tuple[Any, ...] = field(default=(), repr=False)
 
     @property
@@ -128,6 +140,8 @@ class StepResult:
         logprobs, top_ids, top_logprobs: of the sampled tokens; None unless the plan wants them.
         prompt_logprobs, prompt_top_ids, prompt_top_logprobs: per token of the step, for the
             prefill targets; None unless the plan wants them.
+        hidden, logits: [rows, D] and [rows, V] float32, at the last token of each row.
+        token_hidden, token_logits: the same per token of the step.
     """
 
     token_ids: Int32[np.ndarray, " rows"]
@@ -137,3 +151,7 @@ class StepResult:
     prompt_logprobs: np.ndarray | None = None
     prompt_top_ids: np.ndarray | None = None
     prompt_top_logprobs: np.ndarray | None = None
+    hidden: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    token_hidden: np.ndarray | None = None
+    token_logits: np.ndarray | None = None

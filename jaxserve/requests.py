@@ -7,7 +7,7 @@ words. Parameters are named in errors as the caller spells them. Knows nothing o
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxserve.types import (
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
+    POOLINGS,
     Request,
     SamplingParams,
 )
@@ -41,11 +42,13 @@ class Limits:
         max_model_len: longest prompt plus answer, in tokens.
         vocab_size: token ids are below this.
         eos_token_ids: the model's end-of-sequence ids.
+        hidden_size: numbers in an embedding; None: not known.
     """
 
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...] = ()
+    hidden_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,14 @@ _INTS = {
 
 _OPTIONAL = ("seed", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids")
 
-_BOOLS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
+_BOOLS = (
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "return_logits",
+    "return_hidden_states",
+    "return_prompt_states",
+)
 
 
 def make_requests(
@@ -94,7 +104,7 @@ def make_requests(
     sampling: SamplingParams,
     limits: Limits,
     *,
-    draw_seed: "DrawSeed",
+    draw_seed: Callable[[], int],
     priority: int = 0,
     cache_salt: str = "",
     no_store: bool = False,
@@ -144,6 +154,56 @@ def make_requests(
     ]
 
 
+def make_pooling_request(
+    request_id: str,
+    prompt_ids: Sequence[int],
+    limits: Limits,
+    *,
+    pooling: str = "last",
+    priority: int = 0,
+    cache_salt: str = "",
+    no_store: bool = False,
+    param: str = "prompt",
+) -> Request:
+    """A Request that ends after its prompt, with its pooled hidden state.
+
+    Args:
+        pooling: one of POOLINGS.
+        param: what errors call the prompt.
+
+    Raises:
+        RequestError: anything out of bounds, naming the parameter.
+    """
+    if pooling not in POOLINGS:
+        raise RequestError(
+            f"pooling is {_show(pooling)}; expected one of {', '.join(POOLINGS)}", param="pooling"
+        )
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, seed=0)
+    (request,) = make_requests(
+        request_id,
+        prompt_ids,
+        sampling,
+        limits,
+        draw_seed=lambda: 0,
+        priority=priority,
+        cache_salt=cache_salt,
+        no_store=no_store,
+        param=param,
+    )
+    return replace(request, pooling=pooling)
+
+
+def check_dimensions(dimensions: int | None, limits: Limits) -> int | None:
+    """How many numbers of an embedding to keep; None keeps all.
+
+    Raises:
+        RequestError: more than there are, or no positive number.
+    """
+    if dimensions is None:
+        return None
+    return _check_int("dimensions", dimensions, _Bound(1, limits.hidden_size or 2**31 - 1))
+
+
 def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
     """Check every parameter; return them with sequences as tuples and numbers of the right type.
 
@@ -167,6 +227,13 @@ def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
             raise RequestError(
                 f"{name} is {_show(getattr(sampling, name))}; expected true or false", param=name
             )
+    if sampling.return_prompt_states and not (
+        sampling.return_logits or sampling.return_hidden_states
+    ):
+        raise RequestError(
+            "return_prompt_states needs return_logits or return_hidden_states",
+            param="return_prompt_states",
+        )
     checked["stop"] = _check_stop(sampling.stop)
     checked["stop_token_ids"] = check_token_ids(
         sampling.stop_token_ids, "stop_token_ids", limits.vocab_size

@@ -1,7 +1,10 @@
 """What `LLM` returns: finished answers, with vLLM's names. Values only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float32
 
 from jaxserve.outputs import OutputProcessor, PositionLogprobs
 from jaxserve.types import LoadDecision
@@ -24,6 +27,8 @@ class CompletionOutput:
         logprobs: for each token, the log-probabilities of it and of the likeliest ones, by id.
         finish_reason: "stop", "length" or "abort".
         stop_reason: the stop string or stop token id that ended it, if one did.
+        logits: what each token was sampled from, before penalties and temperature.
+        hidden_states: the states behind these, after the final norm.
     """
 
     index: int
@@ -33,6 +38,8 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None
     finish_reason: str | None
     stop_reason: int | str | None
+    logits: Float32[np.ndarray, "T V"] | None = None
+    hidden_states: Float32[np.ndarray, "T D"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,8 @@ class RequestOutput:
         cached_tokens_by_source: these by tier: "device", "host", or a store's name.
         load_decision: what was decided about blocks that lower tiers had, with both estimates;
             None if they had none that the device lacked.
+        prompt_logits: at each position of the prompt, about the token that follows.
+        prompt_hidden_states: the states behind these, after the final norm.
     """
 
     request_id: str
@@ -56,6 +65,58 @@ class RequestOutput:
     finished: bool = True
     cached_tokens_by_source: Mapping[str, int] = field(default_factory=dict)
     load_decision: LoadDecision | None = None
+    prompt_logits: Float32[np.ndarray, "P V"] | None = None
+    prompt_hidden_states: Float32[np.ndarray, "P D"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A pooled hidden state, of length 1 unless that was turned off."""
+
+    embedding: Float32[np.ndarray, " D"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    """The embedding of one prompt; `prompt` is None when token ids were given."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    num_cached_tokens: int
+    finished: bool = True
+
+
+def embedding_of(
+    processor: OutputProcessor, *, normalize: bool = True, dimensions: int | None = None
+) -> Float32[np.ndarray, " D"]:
+    """The embedding that a finished pooling request gave.
+
+    Args:
+        normalize: scale it to length 1.
+        dimensions: keep the first so many numbers (before scaling).
+    """
+    hidden = processor.states[0].hidden
+    assert hidden is not None, "a pooling request ends with a hidden state"
+    vector = hidden if dimensions is None else hidden[:dimensions]
+    if not normalize:
+        return vector
+    norm = np.linalg.norm(vector.astype(np.float64))
+    return (vector / max(norm, 1e-12)).astype(np.float32)
+
+
+def embedding_output(
+    request_id: str, prompt: str | None, processor: OutputProcessor, vector: np.ndarray
+) -> EmbeddingRequestOutput:
+    """The result of one prompt, from its finished processor."""
+    return EmbeddingRequestOutput(
+        request_id=request_id,
+        prompt=prompt,
+        prompt_token_ids=list(processor.request.prompt_ids),
+        outputs=EmbeddingOutput(vector),
+        num_cached_tokens=processor.num_cached_tokens,
+    )
 
 
 def request_output(
@@ -75,6 +136,8 @@ def request_output(
         num_cached_tokens=first.num_cached_tokens,
         cached_tokens_by_source=dict(first.reuse.cached) if first.reuse else {},
         load_decision=first.reuse.decision if first.reuse else None,
+        prompt_logits=_first(state.prompt_logits for state in first.states),
+        prompt_hidden_states=_first(state.prompt_hidden for state in first.states),
     )
 
 
@@ -88,7 +151,18 @@ def _completion(index: int, processor: OutputProcessor) -> CompletionOutput:
         logprobs=[_by_token(entry) for entry in processor.logprobs] if wants_logprobs else None,
         finish_reason=None if processor.finish_reason is None else processor.finish_reason.value,
         stop_reason=processor.stop_reason,
+        logits=_stack(state.logits for state in processor.states),
+        hidden_states=_stack(state.hidden for state in processor.states),
     )
+
+
+def _first(arrays: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    return next((array for array in arrays if array is not None), None)
+
+
+def _stack(arrays: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    rows = [array for array in arrays if array is not None]
+    return np.stack(rows) if rows else None
 
 
 def _by_token(entry: PositionLogprobs) -> dict[int, Logprob]:

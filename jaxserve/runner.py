@@ -7,7 +7,7 @@ each program and replaced by its outputs. Knows nothing of requests or policies.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ from jaxserve.models import layers as nn
 from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.cpu import build
 from jaxserve.pallas_kernels.paged_attention.api import UNSTABLE_CUSTOM_CALLS, Backend
-from jaxserve.plan import NO_STEP, Bucket, PageUpdates, StepPlan, StepResult
+from jaxserve.plan import NO_STATES, NO_STEP, Bucket, PageUpdates, StepPlan, StepResult
 from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
 from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
 from jaxserve.transfers import Transfers
@@ -44,8 +44,11 @@ from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, no_progress
 
 PROMPT_LOGPROB_TILE = 64
 LOAD_SLOT = "load slot"
+STATE_ROWS = 64
+"""Logits that somebody wants to see are computed in tiles of so many rows."""
 DECODE_OUTPUTS = ("token_ids", "logprobs", "top_ids", "top_logprobs")
 PROMPT_OUTPUTS = ("prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
+HIDDEN, TOKEN_HIDDEN = "hidden", "token_hidden"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class StepHandle:
 
     plan: StepPlan
     outputs: "dict[str, jax.Array]"
+    logits: "dict[str, list[jax.Array]]" = field(default_factory=dict)  # in tiles, by result
     dispatched_s: float = 0.0  # on time.perf_counter
 
     @property
@@ -115,11 +119,19 @@ class StepProgram:
         with jax.named_scope("sample"):
             token_r = sample(logits_rv, _sampling_batch(state, batch))
         outputs = {"token_ids": token_r, **_logprobs(logits_rv, token_r, batch.wants_logprobs)}
+        outputs[HIDDEN] = hidden_rd
         if not bucket.is_decode:
             outputs |= self._prompt_logprobs(params, state, batch, hidden_td)
+            outputs[TOKEN_HIDDEN] = hidden_td
         slot_r = jnp.where(batch.row_samples > 0, batch.row_slot, self.shape.num_slots)
         token_ids = state.token_ids.at[slot_r, batch.row_kv_len].set(token_r)
         return pool, replace(state, token_ids=token_ids), outputs
+
+    def logits(self, params: Any, hidden_nd: jax.Array, start: jax.Array) -> jax.Array:
+        """Logits of the rows [start, start + STATE_ROWS), or of the last so many rows."""
+        num_rows = min(STATE_ROWS, hidden_nd.shape[0])
+        rows = lax.dynamic_slice_in_dim(hidden_nd, start, num_rows)
+        return decoder.compute_logits(params, self.model, rows, kernels=self.kernels)
 
     def _prompt_logprobs(
         self, params: Any, state: SlotState, batch: Batch, hidden_td: jax.Array
@@ -303,7 +315,7 @@ class Runner:
             self._device[self._num_pool :] = load(*state, pack_load(slot_load, shape))
         bucket = plan.bucket
         if bucket == NO_STEP:
-            return StepHandle(plan, {}, start_s)
+            return StepHandle(plan, {}, dispatched_s=start_s)
         step = self._get(_step_name(bucket), lambda: self._step_spec(bucket))
         results = step(*self._params, *self._device, pack(plan, shape))
         num_device = len(self._device)
@@ -311,7 +323,35 @@ class Runner:
         outputs = dict(zip(_output_names(bucket), results[num_device:], strict=True))
         for name in _wanted(plan):
             outputs[name].copy_to_host_async()
-        return StepHandle(plan, outputs, start_s)
+        logits = {}
+        if plan.states.row_logits:
+            logits["logits"] = self._logits(outputs[HIDDEN], plan.num_rows)
+        if plan.states.token_logits and plan.prefills:
+            logits["token_logits"] = self._logits(outputs[TOKEN_HIDDEN], plan.num_tokens)
+        return StepHandle(plan, outputs, logits, start_s)
+
+    def _logits(self, hidden_nd: jax.Array, num_rows: int) -> "list[jax.Array]":
+        """Logits of the first rows, in tiles; compiled when they are asked for the first time."""
+        num_hidden = hidden_nd.shape[0]
+        tile = min(STATE_ROWS, num_hidden)
+
+        def logits(*leaves: jax.Array) -> "list[jax.Array]":
+            params = jax.tree.unflatten(self._params_tree, leaves[:-2])
+            return [self._program.logits(params, leaves[-2], leaves[-1])]
+
+        spec = ProgramSpec(
+            name=f"logits {num_hidden}",
+            function=logits,
+            args=(*self._params, hidden_nd, np.int32(0)),
+            donate=(),
+            custom_calls=(*build.TARGETS, *UNSTABLE_CUSTOM_CALLS),
+        )
+        program = self._get(spec.name, lambda: spec)
+        starts = range(0, num_rows, tile)
+        tiles = [program(*self._params, hidden_nd, np.int32(start))[0] for start in starts]
+        for array in tiles:
+            array.copy_to_host_async()
+        return tiles
 
     def time_step(self, bucket: Bucket) -> float:
         """Seconds that a step of this shape takes which computes nothing but padding."""
@@ -337,7 +377,15 @@ class Runner:
         """Wait for a dispatched step and bring what its plan wants to the host."""
         if handle.plan.bucket == NO_STEP:
             return StepResult(np.zeros(0, np.int32))
-        wanted = {name: np.asarray(handle.outputs[name]) for name in _wanted(handle.plan)}
+        plan = handle.plan
+        wanted = {name: np.asarray(handle.outputs[name]) for name in _wanted(plan)}
+        for name in (HIDDEN, TOKEN_HIDDEN):
+            if name in wanted:
+                wanted[name] = wanted[name].astype(np.float32)
+        for name, tiles in handle.logits.items():
+            num_rows = plan.num_rows if name == "logits" else plan.num_tokens
+            num_hidden = plan.bucket.num_rows if name == "logits" else plan.bucket.num_tokens
+            wanted[name] = _join_tiles(tiles, num_rows, num_hidden)
         return StepResult(**wanted)
 
     def close(self) -> None:
@@ -359,9 +407,25 @@ def _step_name(bucket: Bucket) -> str:
 
 def _output_names(bucket: Bucket) -> tuple[str, ...]:
     """Results of a step after pool and state, in order."""
-    return DECODE_OUTPUTS if bucket.is_decode else DECODE_OUTPUTS + PROMPT_OUTPUTS
+    names = (*DECODE_OUTPUTS, HIDDEN)
+    return names if bucket.is_decode else (*names, *PROMPT_OUTPUTS, TOKEN_HIDDEN)
 
 
 def _wanted(plan: StepPlan) -> tuple[str, ...]:
     names = DECODE_OUTPUTS if plan.wants_logprobs else DECODE_OUTPUTS[:1]
-    return names + PROMPT_OUTPUTS if plan.wants_prompt_logprobs else names
+    if plan.wants_prompt_logprobs:
+        names += PROMPT_OUTPUTS
+    if plan.states is not NO_STATES:
+        names += (HIDDEN,) if plan.states.row_hidden else ()
+        names += (TOKEN_HIDDEN,) if plan.states.token_hidden and plan.prefills else ()
+    return names
+
+
+def _join_tiles(tiles: "list[jax.Array]", num_rows: int, num_hidden: int) -> np.ndarray:
+    """The first rows of tiles that lie end to end in `num_hidden` rows; the last is moved back."""
+    tile = len(tiles[0])
+    rows = np.empty((num_hidden, tiles[0].shape[1]), np.float32)
+    for i, array in enumerate(tiles):
+        start = min(i * tile, num_hidden - tile)
+        rows[start : start + tile] = np.asarray(array)
+    return rows[:num_rows]

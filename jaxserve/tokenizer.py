@@ -120,6 +120,12 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return token.replace("\u2581", " ").encode()
 
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """What the vocabulary calls these tokens; "" for ids that it does not have."""
+        if self._backend is None:
+            return [""] * len(token_ids)
+        return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
+
     def token_text(self, token_id: int) -> str:
         """One token as text; parts of characters become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 MAX_LOGPROBS = 20
 """Most alternatives a token that `logprobs` and `prompt_logprobs` can ask for (OpenAI's bound)."""
 
@@ -17,6 +19,9 @@ MAX_LOGIT_BIAS = 300
 
 MAX_STOP_TOKEN_IDS = 16
 """Most ids of `stop_token_ids` together with the model's own end-of-sequence ids."""
+
+POOLINGS = ("last", "mean")
+"""What an embedding is of: the last token's hidden state, or the mean over all tokens."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, of how much)."""
@@ -58,6 +63,11 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         logprobs: alternatives to report per generated token (0: only the chosen one's).
         prompt_logprobs: the same for each prompt token.
+        return_logits: hand out the float32 logits that each token was sampled from, as the model
+            made them.
+        return_hidden_states: hand out the hidden state (after the final norm) behind each of them.
+        return_prompt_states: the same two for every position of the prompt; its KV is then
+            computed, not taken from the cache.
     """
 
     n: int = 1
@@ -81,6 +91,9 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    return_logits: bool = False
+    return_hidden_states: bool = False
+    return_prompt_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,8 @@ class Request:
         arrival_s: time.monotonic() at arrival; orders equal priorities.
         cache_salt: requests share cached blocks only with requests of the same salt.
         no_store: nothing of it is kept for other requests, in no tier.
+        pooling: one of POOLINGS: the request ends after its prompt, with a pooled hidden state
+            instead of a token.
     """
 
     request_id: str
@@ -106,6 +121,7 @@ class Request:
     arrival_s: float = 0.0
     cache_salt: str = ""
     no_store: bool = False
+    pooling: str | None = None
 
 
 class TokenLogprobs(NamedTuple):
@@ -147,6 +163,23 @@ class PromptReuse:
     decision: LoadDecision | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """What the model computed at one position, or over a prompt, in float32.
+
+    Attributes:
+        hidden: [D] after the final norm; for pooling, the pooled one.
+        logits: [V], before anything that sampling does to them.
+        prompt_hidden: [prompt tokens, D]; comes with the first token.
+        prompt_logits: [prompt tokens, V]; those at position p are about token p + 1.
+    """
+
+    hidden: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    prompt_hidden: np.ndarray | None = None
+    prompt_logits: np.ndarray | None = None
+
+
 class TokenEvent(NamedTuple):
     """One generated token, or the end of a request without one (`token_id` is None).
 
@@ -163,6 +196,7 @@ class TokenEvent(NamedTuple):
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     reuse: PromptReuse | None = None
+    states: States | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ create_app(engine) -> ASGI app; the engine runs from start-up to shut-down of th
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,11 +20,18 @@ from jaxserve.server.admin import add_admin_routes
 from jaxserve.server.chat import chat_completions
 from jaxserve.server.completions import completions
 from jaxserve.server.context import Context
+from jaxserve.server.embeddings import EmbeddingRequest, embeddings
 from jaxserve.server.errors import ApiError, from_exception, from_validation, unavailable
 from jaxserve.server.guard import REQUEST_ID, App, Guard
 from jaxserve.server.metrics import METRICS_TYPE
 from jaxserve.server.openai import ChatCompletionRequest, CompletionRequest
 from jaxserve.server.streaming import ClientGoneError
+from jaxserve.server.tokenization import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +67,8 @@ def _routes(engine: EngineLike) -> FastAPI:
         return request.app.state.context
 
     @app.get("/health")
+    @app.get("/ping")
+    @app.post("/ping")
     async def health(request: Request) -> Response:
         if context_of(request).bridge.error is not None:
             return unavailable().response()
@@ -92,9 +101,35 @@ def _routes(engine: EngineLike) -> FastAPI:
     async def metrics(request: Request) -> Response:
         return Response(await context_of(request).metrics(), media_type=METRICS_TYPE)
 
+    _add_small_routes(app, context_of)
+
     if engine.config.server.admin_key is not None:
         add_admin_routes(app, context_of)
     return app
+
+
+def _add_small_routes(app: FastAPI, context_of: Callable[[Request], Context]) -> None:
+    """Embeddings, the tokenizer, and what load balancers ask."""
+
+    @app.post("/v1/embeddings", response_model=None)
+    async def post_embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        return await embeddings(context_of(request), body, request)
+
+    @app.post("/tokenize", response_model=None)
+    async def post_tokenize(body: TokenizeRequest, request: Request) -> Response:
+        return await tokenize(context_of(request), body)
+
+    @app.post("/detokenize", response_model=None)
+    async def post_detokenize(body: DetokenizeRequest, request: Request) -> Response:
+        return await detokenize(context_of(request), body)
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": jaxserve.__version__}
+
+    @app.get("/load")
+    async def load(request: Request) -> dict[str, int]:
+        return {"server_load": context_of(request).bridge.num_live}
 
 
 def _model(context: Context) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from jaxserve.chat_template import normalise_messages
 from jaxserve.errors import RequestError
 from jaxserve.outputs import OutputDelta, OutputProcessor, PositionLogprobs, TokenText
 from jaxserve.server.answers import Answers
@@ -19,12 +20,15 @@ from jaxserve.server.openai import (
     ChatCompletionRequest,
     check_supported,
     finite,
+    log_unknown,
     sampling_of,
     usage,
 )
 from jaxserve.server.streaming import DONE, EventStream, or_gone, sse, to_json
 
-RESERVED_TEMPLATE_NAMES = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
+RESERVED_TEMPLATE_NAMES = frozenset(
+    {"messages", "add_generation_prompt", "continue_final_message", "tools", "documents"}
+)
 
 
 async def chat_completions(
@@ -33,7 +37,8 @@ async def chat_completions(
     """Answer a conversation, at once or as a stream."""
     context.check_model(body.model)
     check_supported(body)
-    answers = await _admit(context, body)
+    log_unknown(body.model_extra, context.unknown_fields)
+    answers = await admit(context, body)
     header = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk" if body.stream else "chat.completion",
@@ -49,17 +54,16 @@ async def chat_completions(
     return Response(to_json(_whole(answers, header, body)), media_type="application/json")
 
 
-async def _admit(context: Context, body: ChatCompletionRequest) -> Answers:
+async def admit(context: Context, body: ChatCompletionRequest) -> Answers:
+    """Render, tokenise, check and queue a conversation; /v1/responses and /v1/messages do it so,
+    too.
+
+    Raises:
+        RequestError: whatever is wrong with it.
+    """
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    kwargs = dict(body.chat_template_kwargs or {})
-    if reserved := RESERVED_TEMPLATE_NAMES & kwargs.keys():
-        raise RequestError(
-            f"chat_template_kwargs may not set {', '.join(sorted(reserved))}",
-            param="chat_template_kwargs",
-        )
-    add_generation_prompt = body.add_generation_prompt is not False
-    prompt_ids = await context.encode_chat(body.messages, add_generation_prompt, kwargs)
+    prompt_ids = context.truncated(await encode(context, body), body.truncate_prompt_tokens)
     limit = body.max_completion_tokens
     sampling = sampling_of(
         body,
@@ -70,6 +74,41 @@ async def _admit(context: Context, body: ChatCompletionRequest) -> Answers:
     return await context.submit(
         context.requests(uuid.uuid4().hex, prompt_ids, sampling, body, "messages")
     )
+
+
+async def encode(context: Context, body: ChatCompletionRequest) -> list[int]:
+    """The prompt that a conversation makes.
+
+    Raises:
+        RequestError: the template cannot render it so.
+    """
+    kwargs = dict(body.chat_template_kwargs or {})
+    if reserved := RESERVED_TEMPLATE_NAMES & kwargs.keys():
+        raise RequestError(
+            f"chat_template_kwargs may not set {', '.join(sorted(reserved))}",
+            param="chat_template_kwargs",
+        )
+    continues = bool(body.continue_final_message)
+    if continues and body.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other",
+            param="continue_final_message",
+        )
+    if continues:
+        kwargs["continue_final_message"] = True
+    return await context.encode_chat(
+        body.messages,
+        body.add_generation_prompt is not False and not continues,
+        kwargs,
+        add_special_tokens=bool(body.add_special_tokens),
+    )
+
+
+def _echoed(body: ChatCompletionRequest) -> str:
+    """What `echo` puts before an answer: the text of a last message that is the model's own."""
+    last = body.messages[-1]
+    is_own = body.echo and last.get("role") == "assistant"
+    return normalise_messages([last])[0]["content"] if is_own else ""
 
 
 def _whole(answers: Answers, header: dict[str, Any], body: ChatCompletionRequest) -> dict[str, Any]:
@@ -83,17 +122,23 @@ def _whole(answers: Answers, header: dict[str, Any], body: ChatCompletionRequest
         response["prompt_logprobs"] = [
             None if entry is None else prompt_logprobs_entry(entry) for entry in prompt_logprobs
         ]
+    if body.return_token_ids:
+        response["prompt_token_ids"] = list(answers.processors[0].request.prompt_ids)
     return response
 
 
 def _choice(index: int, answer: OutputProcessor, body: ChatCompletionRequest) -> dict[str, Any]:
-    return {
+    text = _echoed(body) + answer.text
+    choice = {
         "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
-        "logprobs": _logprobs(answer.logprobs) if body.logprobs else None,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": _logprobs(answer.logprobs, body) if body.logprobs else None,
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
     }
+    if body.return_token_ids:
+        choice["token_ids"] = answer.token_ids
+    return choice
 
 
 async def _chunks(
@@ -105,20 +150,28 @@ async def _chunks(
     begin = b"data: " + to_json(header)[:-1] + b',"choices":[{"index":'
     end = b'},"logprobs":null,"finish_reason":null}]' + (b',"usage":null' if null_usage else b"")
     end += b"}\n\n"
+    is_plain = not (body.return_token_ids or body.continuous_usage)
     started: set[int] = set()
     try:
         async for index, delta in answers.deltas():
             if index not in started:
                 started.add(index)
-                first = {"index": index, "delta": {"role": "assistant", "content": ""}}
+                first = {"index": index, "delta": {"role": "assistant", "content": _echoed(body)}}
                 first |= {"logprobs": None, "finish_reason": None}
-                yield sse({**header, "choices": [first], **null_usage})
-            if delta.finish_reason is None and not delta.logprobs:
+                extra = null_usage
+                if body.return_token_ids:
+                    ids = list(answers.processors[index].request.prompt_ids)
+                    extra = {"prompt_token_ids": ids, **null_usage}
+                yield sse({**header, "choices": [first], **extra})
+            if is_plain and delta.finish_reason is None and not delta.logprobs:
                 text = json.dumps(delta.text).encode()
                 yield b"%s%d" % (begin, index) + b',"delta":{"content":' + text + end
             else:
                 choice = _chunk_choice(index, delta, body)
-                yield sse({**header, "choices": [choice], **null_usage})
+                usage_now = null_usage
+                if body.continuous_usage:
+                    usage_now = {"usage": _usage(answers)}
+                yield sse({**header, "choices": [choice], **usage_now})
         if body.include_usage:
             yield sse({**header, "choices": [], "usage": _usage(answers)})
     except Exception as error:
@@ -132,9 +185,11 @@ def _chunk_choice(index: int, delta: OutputDelta, body: ChatCompletionRequest) -
     choice: dict[str, Any] = {
         "index": index,
         "delta": {"content": delta.text} if delta.text or delta.logprobs else {},
-        "logprobs": _logprobs(delta.logprobs) if body.logprobs and delta.logprobs else None,
+        "logprobs": _logprobs(delta.logprobs, body) if body.logprobs and delta.logprobs else None,
         "finish_reason": delta.finish_reason,
     }
+    if body.return_token_ids:
+        choice["token_ids"] = list(delta.token_ids)
     if delta.finish_reason is not None:
         choice["stop_reason"] = delta.stop_reason
     return choice
@@ -145,22 +200,41 @@ def _usage(answers: Answers) -> dict[str, Any]:
     return usage(answers.processors[:1], num_generated)
 
 
-def _logprobs(entries: "list[PositionLogprobs] | tuple[PositionLogprobs, ...]") -> dict[str, Any]:
+def _logprobs(entries: "Sequence[PositionLogprobs]", body: ChatCompletionRequest) -> dict[str, Any]:
     return {
-        "content": [
-            {**_token(entry.token), "top_logprobs": [_token(token) for token in entry.top]}
-            for entry in entries
-        ],
+        "content": chat_logprobs(entries, bool(body.return_tokens_as_token_ids)),
         "refusal": None,
     }
 
 
-def _token(token: TokenText) -> dict[str, Any]:
+def chat_logprobs(
+    entries: "Sequence[PositionLogprobs]", as_ids: bool = False
+) -> list[dict[str, Any]]:
+    """Log-probabilities in the chat format.
+
+    Args:
+        as_ids: name tokens by their ids, as vLLM does it.
+    """
+    return [
+        {
+            **_token(entry.token, as_ids),
+            "top_logprobs": [_token(token, as_ids) for token in entry.top],
+        }
+        for entry in entries
+    ]
+
+
+def _token(token: TokenText, as_ids: bool) -> dict[str, Any]:
     return {
-        "token": token.text,
+        "token": token_name(token, as_ids),
         "logprob": finite(token.logprob),
         "bytes": list(token.token_bytes),
     }
+
+
+def token_name(token: TokenText, as_ids: bool) -> str:
+    """How a token is called: by its text, or `token_id:N`, which tells all tokens apart."""
+    return f"token_id:{token.token_id}" if as_ids else token.text
 
 
 def prompt_logprobs_entry(entry: PositionLogprobs) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from jaxserve.errors import RequestError
-from jaxserve.outputs import OutputDelta, OutputProcessor, PositionLogprobs
+from jaxserve.outputs import OutputDelta, OutputProcessor, PositionLogprobs, TokenText
 from jaxserve.requests import check_sampling
 from jaxserve.server.answers import Answers
-from jaxserve.server.chat import prompt_logprobs_entry
+from jaxserve.server.chat import prompt_logprobs_entry, token_name
 from jaxserve.server.context import Context
 from jaxserve.server.errors import from_exception
 from jaxserve.server.guard import REQUEST_ID
@@ -22,6 +22,7 @@ from jaxserve.server.openai import (
     check_num_answers,
     check_supported,
     finite,
+    log_unknown,
     prompts_of,
     sampling_of,
     usage,
@@ -36,6 +37,7 @@ async def completions(context: Context, body: CompletionRequest, http: HttpReque
     """Continue prompts, at once or as a stream."""
     context.check_model(body.model)
     check_supported(body)
+    log_unknown(body.model_extra, context.unknown_fields)
     job = await _admit(context, body)
     header = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -93,6 +95,8 @@ async def _admit(context: Context, body: CompletionRequest) -> _Job:
         if isinstance(prompt, str):
             add_special_tokens = body.add_special_tokens is not False
             ids = await context.encode(prompt, add_special_tokens=add_special_tokens)
+        if body.truncate_prompt_tokens is not None and isinstance(ids, list):
+            ids = context.truncated(ids, body.truncate_prompt_tokens)
         group = context.requests(uuid.uuid4().hex, ids, sampling, body, param)  # pyright: ignore[reportArgumentType]
         requests += group
         if isinstance(prompt, str):
@@ -119,7 +123,7 @@ def _sampling(context: Context, body: CompletionRequest) -> SamplingParams:
 def _choice(job: _Job, index: int, body: CompletionRequest) -> dict[str, Any]:
     answer = job.answers.processors[index]
     prompt = job.prompt_of(index) if body.echo else ""
-    logprobs = _Logprobs()
+    logprobs = _Logprobs(as_ids=bool(body.return_tokens_as_token_ids))
     if body.echo:
         logprobs.add_prompt(answer)
     if not job.only_echo:
@@ -136,6 +140,9 @@ def _choice(job: _Job, index: int, body: CompletionRequest) -> dict[str, Any]:
             None if entry is None else prompt_logprobs_entry(entry)
             for entry in answer.prompt_logprobs
         ]
+    if body.return_token_ids:
+        choice["prompt_token_ids"] = list(answer.request.prompt_ids)
+        choice["token_ids"] = [] if job.only_echo else answer.token_ids
     return choice
 
 
@@ -147,7 +154,8 @@ async def _chunks(
     try:
         async for index, delta in job.answers.deltas():
             choice = _chunk_choice(job, index, delta, body)
-            yield sse({**header, "choices": [choice], **null_usage})
+            usage_now = {"usage": job.usage()} if body.continuous_usage else null_usage
+            yield sse({**header, "choices": [choice], **usage_now})
         if body.include_usage:
             yield sse({**header, "choices": [], "usage": job.usage()})
     except Exception as error:
@@ -161,7 +169,7 @@ def _chunk_choice(
     job: _Job, index: int, delta: OutputDelta, body: CompletionRequest
 ) -> dict[str, Any]:
     is_first = index not in job.offsets
-    logprobs = _Logprobs(job.offsets.get(index, 0))
+    logprobs = _Logprobs(job.offsets.get(index, 0), as_ids=bool(body.return_tokens_as_token_ids))
     text = "" if job.only_echo else delta.text
     if is_first and body.echo:
         logprobs.add_prompt(job.answers.processors[index])
@@ -170,20 +178,26 @@ def _chunk_choice(
         logprobs.add(delta.logprobs)
     job.offsets[index] = logprobs.offset
     finish_reason = delta.finish_reason
-    return {
+    choice = {
         "index": index,
         "text": text,
         "logprobs": None if body.logprobs is None else logprobs.body(),
         "finish_reason": "length" if job.only_echo and finish_reason else finish_reason,
         "stop_reason": None if job.only_echo else delta.stop_reason,
     }
+    if body.return_token_ids:
+        if is_first:
+            choice["prompt_token_ids"] = list(job.answers.processors[index].request.prompt_ids)
+        choice["token_ids"] = [] if job.only_echo else list(delta.token_ids)
+    return choice
 
 
 class _Logprobs:
     """OpenAI's old format: parallel lists over tokens. `offset` counts characters so far."""
 
-    def __init__(self, offset: int = 0):
+    def __init__(self, offset: int = 0, *, as_ids: bool = False):
         self.offset = offset
+        self._as_ids = as_ids
         self._tokens: list[str] = []
         self._token_logprobs: list[float | None] = []
         self._top_logprobs: list[dict[str, float] | None] = []
@@ -191,20 +205,20 @@ class _Logprobs:
 
     def add_prompt(self, answer: OutputProcessor) -> None:
         """The prompt's tokens; the first has no log-probability, since nothing precedes it."""
-        for entry, text in zip(
-            answer.prompt_logprobs or (), answer.prompt_token_texts(), strict=False
-        ):
+        for i, entry in enumerate(answer.prompt_logprobs or ()):
             if entry is None:
-                self._append(text, None, None)
+                self._append(answer.prompt_token(i), None, None)
             else:
                 self.add((entry,))
 
     def add(self, entries: Sequence[PositionLogprobs]) -> None:
         for entry in entries:
-            top = {token.text: finite(token.logprob) for token in reversed(entry.top)}
+            names = {token_name(token, self._as_ids): token for token in reversed(entry.top)}
+            top = {name: finite(token.logprob) for name, token in names.items()}
             if entry.top:
-                top.setdefault(entry.token.text, finite(entry.token.logprob))
-            self._append(entry.token.text, finite(entry.token.logprob), top)
+                name = token_name(entry.token, self._as_ids)
+                top.setdefault(name, finite(entry.token.logprob))
+            self._append(entry.token, finite(entry.token.logprob), top)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -214,9 +228,11 @@ class _Logprobs:
             "text_offset": self._text_offsets,
         }
 
-    def _append(self, text: str, logprob: float | None, top: dict[str, float] | None) -> None:
-        self._tokens.append(text)
+    def _append(
+        self, token: TokenText, logprob: float | None, top: dict[str, float] | None
+    ) -> None:
+        self._tokens.append(token_name(token, self._as_ids))
         self._token_logprobs.append(logprob)
         self._top_logprobs.append(top)
         self._text_offsets.append(self.offset)
-        self.offset += len(text)
+        self.offset += len(token.text)

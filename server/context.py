@@ -14,7 +14,7 @@ from jaxserve.requests import DrawSeed, Limits, check_token_ids, make_requests
 from jaxserve.server.answers import Answers
 from jaxserve.server.bridge import EngineBridge
 from jaxserve.server.metrics import render
-from jaxserve.server.openai import SamplingFields
+from jaxserve.server.openai import SamplingFields, truncated
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams
 
@@ -41,6 +41,7 @@ class Context:
     bridge: EngineBridge
     engine: EngineLike
     kv: "KVAdmin | None" = None
+    unknown_fields: set[str] = field(default_factory=set)
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -93,9 +94,15 @@ class Context:
         messages: Sequence[dict[str, Any]],
         add_generation_prompt: bool,
         kwargs: dict[str, Any],
+        *,
+        add_special_tokens: bool = False,
     ) -> list[int]:
+        """Token ids of a conversation; most templates write the special tokens themselves."""
         text = self.tokenizer.render_chat(messages, add_generation_prompt, **kwargs)
-        return await self.encode(text, add_special_tokens=False)
+        return await self.encode(text, add_special_tokens=add_special_tokens)
+
+    def truncated(self, token_ids: list[int], limit: int | None) -> list[int]:
+        return truncated(token_ids, limit, self.limits.max_model_len)
 
     def requests(
         self,

@@ -22,7 +22,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 32 << 20
 JSON = b"application/json"
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/ping"})
 ADMIN, METRICS = "/admin", "/metrics"
 REQUEST_ID = "jaxserve.request_id"
 

@@ -1,10 +1,12 @@
 """The bodies of OpenAI's completions and chat API: what is read, and what it means for sampling.
 
 Types are checked here, strictly; bounds are checked by `jaxserve.requests`, for all front ends
-alike. Unknown fields are accepted, since client libraries add some every month; those that would
-change the answer and are not supported are refused. vLLM's extra fields have vLLM's names.
+alike. Unknown fields are accepted and logged once, since client libraries add some every month;
+those that would change the answer and are not supported are refused. vLLM's extra fields have
+vLLM's names.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,9 +20,13 @@ from jaxserve.outputs import OutputProcessor
 from jaxserve.requests import default_sampling
 from jaxserve.types import LoadDecision, SamplingParams
 
+logger = logging.getLogger(__name__)
+
 MAX_PROMPTS = 256
 MAX_ANSWERS = 1024
 """Most answers to one HTTP request, over all prompts and `n`."""
+MAX_UNKNOWN_FIELDS = 256
+"""So many names of unknown fields are logged, once each."""
 
 # These are checked by hand: pydantic would report an error for each element of a list, and for
 # each alternative of a union.
@@ -50,6 +56,15 @@ LogitBiasField: TypeAlias = Annotated[
     Any, WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}})
 ]
 
+WITHOUT_EFFECT = frozenset(
+    """user metadata store service_tier safety_identifier verbosity reasoning_effort prediction
+    web_search_options prompt_cache_key prompt_cache_retention prompt_cache_options
+    parallel_tool_calls tool_choice function_call spaces_between_special_tokens length_penalty
+    early_stopping request_id kv_transfer_params vllm_xargs media_io_kwargs
+    mm_processor_kwargs""".split()
+)
+"""Fields that clients send and that need no answer here; they are not logged."""
+
 UNSUPPORTED = {
     "tools": (None, []),
     "functions": (None, []),
@@ -73,6 +88,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SamplingFields(BaseModel):
@@ -107,15 +123,25 @@ class SamplingFields(BaseModel):
     cache_no_store: bool | None = None
     priority: int | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    echo: bool | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Every chunk of a stream says how many tokens there are so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
 
 class CompletionRequest(SamplingFields):
     prompt: PromptField = None
-    echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
 
@@ -126,6 +152,7 @@ class ChatCompletionRequest(SamplingFields):
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -158,6 +185,8 @@ def check_supported(body: SamplingFields) -> None:
         RequestError: a field that is not supported, by name; or options that exclude each other.
     """
     extra = body.model_extra or {}
+    if extra.get("tool_choice") == "none":
+        extra = {name: value for name, value in extra.items() if name != "tools"}
     for name, harmless in UNSUPPORTED.items():
         if name in extra and extra[name] not in harmless:
             raise RequestError(
@@ -165,6 +194,36 @@ def check_supported(body: SamplingFields) -> None:
             )
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options")
+
+
+def log_unknown(extra: Mapping[str, Any] | None, logged: set[str]) -> None:
+    """Log each unknown field once.
+
+    Args:
+        extra: what a body has beyond the fields that are read.
+        logged: names that have been, to which new ones are added.
+    """
+    for name in extra or ():
+        known = name in WITHOUT_EFFECT or name in UNSUPPORTED or name in logged
+        if not known and len(logged) < MAX_UNKNOWN_FIELDS:
+            logged.add(name)
+            logger.info("requests have a field %r that has no effect here", name[:60])
+
+
+def truncated(token_ids: list[int], limit: int | None, max_model_len: int) -> list[int]:
+    """vLLM's `truncate_prompt_tokens`: the last so many; -1 stands for as many as fit.
+
+    Raises:
+        RequestError: a limit that is neither.
+    """
+    if limit is None:
+        return token_ids
+    if not (limit == -1 or 1 <= limit <= max_model_len):
+        raise RequestError(
+            f"truncate_prompt_tokens is {limit}; expected -1, or 1 to {max_model_len}",
+            param="truncate_prompt_tokens",
+        )
+    return token_ids[-(max_model_len - 1 if limit == -1 else limit) :]
 
 
 def sampling_of(
@@ -184,29 +243,32 @@ def sampling_of(
     return default_sampling(generation_config, **given)
 
 
-def prompts_of(prompt: Any) -> list[str | list[int]]:
-    """The prompts of a completions body: a text, token ids, or a list of either.
+def prompts_of(
+    prompt: Any, *, param: str = "prompt", most: int = MAX_PROMPTS
+) -> list[str | list[int]]:
+    """The prompts of a body: a text, token ids, or a list of either.
 
     Raises:
-        RequestError: something else, or more than MAX_PROMPTS.
+        RequestError: something else, or more than `most`.
     """
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise RequestError(
-            "prompt is missing or empty; expected a text, a list of token ids, or a list of those",
-            param="prompt",
+            f"{param} is missing or empty; expected a text, a list of token ids, or a list of "
+            "those",
+            param=param,
         )
     if isinstance(prompt[0], int):
         return [prompt]
-    if len(prompt) > MAX_PROMPTS:
+    if len(prompt) > most:
         raise RequestError(
-            f"prompt has {len(prompt)} entries; expected at most {MAX_PROMPTS}", param="prompt"
+            f"{param} has {len(prompt)} entries; expected at most {most}", param=param
         )
     for i, entry in enumerate(prompt):
         if not isinstance(entry, (str, list)):
             raise RequestError(
-                f"prompt.{i} is neither a text nor a list of token ids", param=f"prompt.{i}"
+                f"{param}.{i} is neither a text nor a list of token ids", param=f"{param}.{i}"
             )
     return prompt
 

@@ -6,13 +6,21 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxserve.config import Config
 from jaxserve.errors import RequestError
 from jaxserve.tokenizer import Tokenizer
-from jaxserve.types import FinishReason, PromptReuse, Request, TokenEvent, TokenLogprobs
+from jaxserve.types import (
+    FinishReason,
+    PromptReuse,
+    Request,
+    States,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 SPECIAL_TOKENS = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 CHAT_TEMPLATE = (
@@ -49,6 +57,7 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Tokenizer:
 
 
 EOS_ID = 1
+HIDDEN_SIZE = 8
 REPLY = "Hello world, a story with 日本語 and 😀 in it. The end of the story."
 
 
@@ -82,7 +91,7 @@ class FakeEngine:
     @property
     def model(self) -> Any:
         """What the command line and the limits look at."""
-        vocab = SimpleNamespace(vocab_size=self.tokenizer.vocab_size)
+        vocab = SimpleNamespace(vocab_size=self.tokenizer.vocab_size, hidden_size=HIDDEN_SIZE)
         return SimpleNamespace(dtype="float32", config=vocab)
 
     @property
@@ -132,6 +141,10 @@ class FakeEngine:
 
     def _next_token(self, live: _Live) -> TokenEvent:
         request, sampling = live.request, live.request.sampling
+        if request.pooling is not None:
+            del self._live[request.request_id]
+            states = States(hidden=pooled(request.prompt_ids, request.pooling))
+            return TokenEvent(request.request_id, None, FinishReason.STOP, states=states)
         ends = live.num_given >= len(live.reply)
         token_id = EOS_ID if ends else live.reply[live.num_given]
         live.num_given += 1
@@ -166,6 +179,13 @@ class FakeEngine:
         if num_top is None:
             return None
         return (None, *(_logprobs(token_id, num_top) for token_id in request.prompt_ids[1:]))
+
+
+def pooled(token_ids: Sequence[int], pooling: str) -> np.ndarray:
+    """The embedding of a prompt that the fake engine gives, before it is scaled."""
+    used = token_ids if pooling == "mean" else token_ids[-1:]
+    angles = np.outer(np.array(used, np.float32), np.arange(1, HIDDEN_SIZE + 1))
+    return np.cos(angles).mean(axis=0).astype(np.float32)
 
 
 def _logprobs(token_id: int, num_top: int | None) -> TokenLogprobs | None:

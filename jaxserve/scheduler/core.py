@@ -36,6 +36,7 @@ from jaxserve.scheduler.planner import Planner
 from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import NO_SLOT, Importance, Sequence
+from jaxserve.scheduler.states import collector_for
 from jaxserve.scheduler.stats import GroupPages, SchedulerStats
 from jaxserve.types import FinishReason, KVGroup, PromptReuse, Request, TokenEvent
 
@@ -136,6 +137,7 @@ class Scheduler:
             stop_ids=frozenset((*eos_ids, *sampling.stop_token_ids)),
             tokens=array("i", request.prompt_ids),
             prompt_logprobs=None if sampling.prompt_logprobs is None else [None],
+            states=collector_for(request),
             tenant=tenant_digest(request.cache_salt, self._tenant_secret),
         )
         self._roster.add(seq)
@@ -217,6 +219,8 @@ class Scheduler:
                 chunk = plan.prefills[row - num_decodes]
                 if plan.wants_prompt_logprobs:
                     collect_prompt_logprobs(seq, chunk, result, first_token)
+                if seq.states is not None:
+                    seq.states.collect_prompt(chunk, result, first_token)
                 first_token += chunk.end - chunk.start
                 if not chunk.samples:
                     continue
@@ -228,14 +232,18 @@ class Scheduler:
                 seq.pending -= 1
             elif len(tokens) >= seq.publish_at:
                 self._roster.publish(seq)
-            logprobs = prompt_logprobs = stop_token_id = reason = reuse = None
+            logprobs = prompt_logprobs = stop_token_id = reason = reuse = states = None
             if plan.wants_logprobs and seq.request.sampling.logprobs is not None:
                 logprobs = sampled_logprobs(result, row, token_id, seq.request.sampling.logprobs)
             if seq.prompt_logprobs is not None:
                 prompt_logprobs, seq.prompt_logprobs = tuple(seq.prompt_logprobs), None
+            if seq.states is not None:
+                states = seq.states.take(result, row)
             if len(tokens) == seq.num_prompt + 1:
                 reuse = PromptReuse(dict(seq.cached), seq.decision)
-            if token_id in seq.stop_ids:
+            if seq.request.pooling is not None:
+                reason = FinishReason.STOP
+            elif token_id in seq.stop_ids:
                 reason, stop_token_id = FinishReason.STOP, token_id
             elif len(tokens) >= seq.max_total:
                 reason = FinishReason.LENGTH
@@ -244,13 +252,14 @@ class Scheduler:
             events.append(
                 TokenEvent(
                     seq.request.request_id,
-                    token_id,
+                    token_id if seq.request.pooling is None else None,
                     reason,
                     stop_token_id,
                     seq.num_cached,
                     logprobs,
                     prompt_logprobs,
                     reuse,
+                    states,
                 )
             )
         return events

@@ -9,13 +9,14 @@ import numpy as np
 
 from jaxserve.kv.loads import LoadJob, Piece
 from jaxserve.kv.transfer_plan import NO_TRANSFERS, PieceLoad, TransferPlan
-from jaxserve.plan import NO_STEP, PrefillChunk, StepPlan
+from jaxserve.plan import NO_STATES, NO_STEP, PrefillChunk, StepPlan
 from jaxserve.scheduler.admission import Admission, Outcome
 from jaxserve.scheduler.buckets import BucketChooser
 from jaxserve.scheduler.draft import Chunk, StepDraft
 from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
 from jaxserve.scheduler.sequence import NO_SLOT, Sequence
+from jaxserve.scheduler.states import states_wanted
 
 NO_SLOTS = np.zeros(0, np.int32)
 
@@ -228,6 +229,9 @@ class Planner:
             *map(slots.occupants.__getitem__, decode_slots.tolist()),
             *(chunk.seq for chunk in chunks),
         )
+        states = NO_STATES
+        if slots.wants_states.any():
+            states = states_wanted(seq.states for seq in row_seqs if seq.states is not None)
         prefills = tuple(_prefill(chunk) for chunk in chunks)
         slots.positions[decode_slots] += 1
         for chunk in chunks:
@@ -248,6 +252,7 @@ class Planner:
             wants_logprobs=wants_logprobs,
             wants_prompt_logprobs=any(chunk.targets is not None for chunk in prefills),
             transfers=transfers,
+            states=states,
             row_seqs=row_seqs,
         )
 

@@ -65,8 +65,10 @@ class PrefixFinder:
         """
         parked, pager = seq.parked, self._pager
         names: list[BlockHash] = []
-        if pager.enable_prefix_caching and seq.prompt_logprobs is None:
+        if pager.enable_prefix_caching and not seq.needs_whole_prompt:
             names = seq.hashes[: seq.hash_blocks(len(seq.tokens) - 1, pager.page_size)]
+        if seq.states is not None and seq.states.must_not_resume:
+            return names
         if parked is None or len(names) > len(parked.names) and not parked.private:
             return names
         if len(names) >= len(parked.names):

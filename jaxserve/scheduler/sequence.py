@@ -14,6 +14,7 @@ from jaxtyping import Int32
 from jaxserve.kv.blocks import BlockHash, block_hashes
 from jaxserve.kv.envelope import NO_TENANT
 from jaxserve.kv.loads import LoadJob
+from jaxserve.scheduler.states import StateCollector
 from jaxserve.types import LoadDecision, Request, TokenLogprobs
 
 NO_SLOT = -1
@@ -72,6 +73,7 @@ class Sequence:
         look_up: ticket of what the stores were asked, until `look_up_until_s`.
         high_water: positions that had been computed when it was last preempted.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
+        states: collects hidden states and logits; None if nobody asked for any.
         finished: no event may follow.
     """
 
@@ -100,6 +102,7 @@ class Sequence:
     look_up_until_s: float = 0.0
     high_water: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    states: StateCollector | None = None
     finished: bool = False
 
     def __post_init__(self) -> None:
@@ -113,6 +116,13 @@ class Sequence:
     def num_page_entries(self) -> int:
         """Page indices that exist in each group's table row."""
         return len(self.pages[0])
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Every position of the prompt has to be computed: nothing may come from the cache."""
+        if self.prompt_logprobs is not None:
+            return True
+        return self.states is not None and self.states.collects_prompt
 
     def forget_pages(self) -> None:
         """Empty the page table; the references must have been given back."""

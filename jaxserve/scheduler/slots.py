@@ -24,6 +24,7 @@ class Slots:
         self.ends_at = np.zeros(num_slots, np.int32)
         self.decoding = np.zeros(num_slots, np.bool_)
         self.wants_logprobs = np.zeros(num_slots, np.bool_)
+        self.wants_states = np.zeros(num_slots, np.bool_)
         self.occupants: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -47,6 +48,7 @@ class Slots:
         self.ends_at[slot] = seq.max_total - 1
         self.decoding[slot] = False
         self.wants_logprobs[slot] = seq.request.sampling.logprobs is not None
+        self.wants_states[slot] = seq.states is not None
         self.occupants[slot] = seq
         seq.slot = slot
 
@@ -56,6 +58,7 @@ class Slots:
         self.occupants[seq.slot] = None
         self.decoding[seq.slot] = False
         self.wants_logprobs[seq.slot] = False
+        self.wants_states[seq.slot] = False
         self._free.append(seq.slot)
         seq.slot = NO_SLOT
 

@@ -305,3 +305,101 @@ def test_every_response_has_a_request_id_of_its_own(talk: Any):
         return {(await http.get("/health")).headers["x-request-id"] for _ in range(3)}
 
     assert len(talk(conversation)) == 3
+
+
+def test_token_ids_come_back_on_request(post: Any, engine: FakeEngine):
+    body = {"prompt": "Hello", "max_tokens": 3, "return_token_ids": True}
+    (choice,) = post(COMPLETIONS, body)["choices"]
+    assert choice["prompt_token_ids"] == list(engine.added[0].prompt_ids)
+    assert choice["token_ids"] == engine.tokenizer.encode(REPLY)[:3]
+    streamed = post(COMPLETIONS, {**body, "stream": True})["chunks"]
+    assert [i for c in streamed for i in c["choices"][0]["token_ids"]] == choice["token_ids"]
+    chat = {"messages": USER, "max_tokens": 3, "return_token_ids": True}
+    whole = post(CHAT, chat)
+    assert whole["choices"][0]["token_ids"] == choice["token_ids"]
+    chunks = post(CHAT, {**chat, "stream": True})["chunks"]
+    assert chunks[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+    told = [i for c in chunks for i in c["choices"][0].get("token_ids", [])]
+    assert told == choice["token_ids"]
+
+
+def test_tokens_can_be_named_by_their_ids(post: Any, engine: FakeEngine):
+    body = {"prompt": "Hello", "max_tokens": 2, "logprobs": 1, "return_tokens_as_token_ids": True}
+    logprobs = post(COMPLETIONS, {**body, "echo": True})["choices"][0]["logprobs"]
+    ids = [*engine.added[0].prompt_ids, *engine.tokenizer.encode(REPLY)[:2]]
+    assert logprobs["tokens"] == [f"token_id:{i}" for i in ids]
+    assert logprobs["text_offset"][-1] < len("Hello" + REPLY)
+    chat = {"messages": USER, "max_tokens": 1, "logprobs": True, "return_tokens_as_token_ids": True}
+    (entry,) = post(CHAT, chat)["choices"][0]["logprobs"]["content"]
+    assert entry["token"] == f"token_id:{ids[-2]}"
+
+
+def test_every_chunk_can_say_how_much_was_used(post: Any, engine: FakeEngine):
+    engine.step_s = 0.01
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"max_tokens": 4, "stream": True, "stream_options": options}
+    for path, prompt in ((CHAT, {"messages": USER}), (COMPLETIONS, {"prompt": "Hello"})):
+        chunks = post(path, {**prompt, **body})["chunks"]
+        counts = [c["usage"]["completion_tokens"] for c in chunks if c["usage"]]
+        assert counts == sorted(counts) and counts[-1] == 4 and len(counts) >= 4
+
+
+def test_an_answer_that_was_begun_is_continued(post: Any, engine: FakeEngine):
+    messages = [*USER, {"role": "assistant", "content": "Hello wor"}]
+    body = {"messages": messages, "add_generation_prompt": False, "continue_final_message": True}
+    response = post(CHAT, {**body, "echo": True})
+    prompt = engine.tokenizer.decode(engine.added[0].prompt_ids, False)
+    assert prompt.endswith("<|assistant|>Hello wor")
+    assert response["choices"][0]["message"]["content"].startswith("Hello worHello world")
+    chunks = post(CHAT, {**body, "echo": True, "stream": True})["chunks"]
+    assert chunks[0]["choices"][0]["delta"]["content"] == "Hello wor"
+
+
+def test_messages_of_every_kind_of_client_reach_the_template(post: Any, engine: FakeEngine):
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "One"}], "name": "me"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No"}]},
+        {"role": "user", "content": "Hello"},
+    ]
+    post(CHAT, {"messages": messages})
+    prompt = engine.tokenizer.decode(engine.added[0].prompt_ids, False)
+    assert prompt.startswith("<|begin|><|system|>Be brief.<|end|><|user|>One<|end|>")
+    assert "<|assistant|><|end|><|assistant|>No<|end|>" in prompt
+
+
+def test_fields_of_many_clients_are_accepted_and_unknown_ones_logged_once(
+    talk: Any, caplog: pytest.LogCaptureFixture
+):
+    body = {
+        "messages": USER,
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        "tool_choice": "none",
+        "logit_bias": {"40": -5},
+        "prompt_cache_key": "k",
+        "reasoning_effort": "low",
+        "verbosity": "low",
+        "a_new_field": 1,
+        "max_completion_tokens": 5,
+        "stop": None,
+        "seed": None,
+        "n": 1,
+    }
+
+    async def conversation(http: httpx.AsyncClient) -> None:
+        for _ in range(3):
+            response = await http.post(CHAT, json=body)
+            assert response.status_code == 200, response.text
+            assert response.json()["usage"]["completion_tokens"] == 5
+
+    with caplog.at_level("INFO", logger="jaxserve.server.openai"):
+        talk(conversation)
+    told = [record.message for record in caplog.records if "has no effect" in record.message]
+    assert len(told) == 1 and "'a_new_field'" in told[0]
