@@ -7,7 +7,7 @@ long list of them does not fill the queue.
 import base64
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -134,7 +134,7 @@ async def _prompts(context: Context, body: EmbeddingRequest) -> list[list[int]]:
 
 async def _processed(
     context: Context, requests: Sequence[Request]
-) -> AsyncIterator[OutputProcessor]:
+) -> AsyncGenerator[OutputProcessor, None]:
     """The finished requests, in order; what is not finished is aborted when this is closed."""
     for start in range(0, len(requests), WAVE):
         answers = await context.submit(requests[start : start + WAVE])

@@ -231,7 +231,7 @@ class Planner:
         )
         states = NO_STATES
         if slots.wants_states.any():
-            states = states_wanted(seq.states for seq in row_seqs if seq.states is not None)
+            states = states_wanted(seq.states for seq in row_seqs if seq and seq.states)
         prefills = tuple(_prefill(chunk) for chunk in chunks)
         slots.positions[decode_slots] += 1
         for chunk in chunks:

@@ -49,7 +49,7 @@ def test_the_logits_of_a_prompt_are_those_of_transformers(llm: LLM):
     (output,) = llm.generate([ids], params, use_tqdm=False)
     assert output.prompt_logits is not None and output.prompt_hidden_states is not None
     assert np.abs(output.prompt_logits - expected["logits"]).max() <= TOLERANCE
-    head = np.asarray(llm.engine.model.params["embed"])  # pyright: ignore
+    head = np.asarray(llm.engine.model.params["head"])  # pyright: ignore
     logits = output.prompt_hidden_states @ head.T
     assert np.abs(logits - output.prompt_logits).max() <= TOLERANCE
 
@@ -95,7 +95,9 @@ def test_embeddings_are_the_pooled_states_also_of_cached_prompts_and_in_crowds(l
         for i, hidden in enumerate(states):
             assert np.abs(last[i].outputs.embedding - unit(hidden[-1])).max() <= TOLERANCE
             assert np.abs(mean[i].outputs.embedding - hidden.mean(axis=0)).max() <= TOLERANCE
-    assert last[3].num_cached_tokens >= 32 and mean[3].num_cached_tokens == 0
+    for pooling, num_cached in (("last", 88), ("mean", 0)):
+        (again,) = llm.embed([prompts[-1]], pooling=pooling, use_tqdm=False)
+        assert again.num_cached_tokens == num_cached
     llm.engine.check_integrity()  # pyright: ignore
 
 
@@ -117,7 +119,7 @@ def test_embeddings_under_preemption_are_the_same(llm: LLM):
         engine.check_integrity()  # pyright: ignore
     assert len(ends) == 4 and ends["mean"].token_id is None
     assert np.abs(unit(ends["mean"].states.hidden) - alone).max() <= TOLERANCE
-    assert engine.stats().num_preemptions >= before  # pyright: ignore
+    assert engine.stats().num_preemptions > before  # pyright: ignore
 
 
 def test_embedding_compiles_nothing(llm: LLM):
