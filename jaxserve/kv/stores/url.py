@@ -10,6 +10,7 @@ Knows which options each kind has and what they mean; the stores know only their
 """
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,16 @@ def _text(name: str, text: str) -> str:
     return text
 
 
+def _readable(name: str, text: str) -> str:
+    try:
+        with open(text, "rb"):
+            return text
+    except OSError as error:
+        raise ConfigError(
+            f"{name} is {text!r:.200}, which cannot be read ({error.strerror}); expected a PEM file"
+        ) from error
+
+
 def _policy(name: str, text: str) -> str:
     return check_policy(text)
 
@@ -90,6 +101,11 @@ _VALKEY: dict[str, tuple[str, Parse]] = {
     "connections": ("connections", _threads),
     "prefix": ("prefix", _text),
     "password_env": ("password_env", _text),
+}
+_TLS: dict[str, tuple[str, Parse]] = {
+    "ca_file": ("ca_file", _readable),
+    "cert_file": ("cert_file", _readable),
+    "key_file": ("key_file", _readable),
 }
 _FAULTS: dict[str, tuple[str, Parse]] = {
     "latency": ("latency_s", as_seconds),
@@ -275,7 +291,8 @@ def _open_disk(address: StoreAddress) -> Store:
 def _open_valkey(address: StoreAddress) -> Store:
     from jaxserve.kv.stores.valkey import ValkeyOptions, ValkeyStore
 
-    values = address.options(_VALKEY)
+    is_tls = address.scheme in ("valkeys", "rediss")
+    values = address.options(_VALKEY | _TLS if is_tls else _VALKEY)
     parts = urlsplit(address.url)
     try:
         port, db = parts.port, parts.path.strip("/")
@@ -285,6 +302,7 @@ def _open_valkey(address: StoreAddress) -> Store:
         raise ConfigError(
             f"KV store {address.shown}: expected {address.scheme}://host:port/database number"
         )
+    _check_certificates(address, values)
     password = unquote(parts.password or "")
     variable = values.pop("password_env", None)
     if variable is not None:
@@ -299,10 +317,26 @@ def _open_valkey(address: StoreAddress) -> Store:
         db=int(db or "0"),
         username=unquote(parts.username or ""),
         password=password,
-        tls=address.scheme in ("valkeys", "rediss"),
+        tls=is_tls,
         **values,  # pyright: ignore[reportArgumentType]
     )
     return ValkeyStore(address.name, options, address.clock)
+
+
+def _check_certificates(address: StoreAddress, values: Mapping[str, object]) -> None:
+    """See now, not at the first connection, whether the files hold what they should."""
+    ca, cert, key = (str(values.get(name, "")) for name in ("ca_file", "cert_file", "key_file"))
+    if key and not cert:
+        raise ConfigError(f"KV store {address.shown}: key_file is of no use without cert_file")
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+        if cert:
+            context.load_cert_chain(cert, key or None)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(
+            f"KV store {address.shown}: its certificate or key files cannot be used ({error}); "
+            f"expected PEM files"
+        ) from error
 
 
 def _open_faulty(address: StoreAddress) -> Store:
@@ -318,13 +352,17 @@ def _open_faulty(address: StoreAddress) -> Store:
     return FaultyStore(inner, FaultPlan(**values))  # pyright: ignore[reportArgumentType]
 
 
-_NAMES = {"file": "disk", "objects+file": "files", "redis": "valkey", "rediss": "valkey"}
+_NAMES = {
+    "file": "disk",
+    "objects+file": "files",
+    **dict.fromkeys(("valkeys", "redis", "rediss"), "valkey"),
+}
 _PRIORS = {  # latency in seconds, bytes per second; until measured
     "file": (0.001, 1e9),
     "objects+file": (0.001, 1e9),
     "memory": (0.0002, 4e9),
     "valkey": (0.001, 5e8),
-    "redis": (0.001, 5e8),
+    **dict.fromkeys(("valkeys", "redis", "rediss"), (0.001, 5e8)),
     "s3": (0.03, 2e8),
 }
 _OPENERS: dict[str, Callable[[StoreAddress], Store]] = {

@@ -45,7 +45,9 @@ class ValkeyOptions:
     Attributes:
         host, port, db: of the server.
         username, password: empty if it asks for none.
-        tls: encrypt the connection and check the server's certificate.
+        tls: encrypt the connection; check the server's certificate, and that it is the host's.
+        ca_file: PEM file of who may have signed it; empty: those that the system trusts.
+        cert_file, key_file: PEM files of this client's own certificate, if the server wants one.
         prefix: of all keys.
         max_bytes: bound of this process's books; 0 leaves it to the server.
         policy: replacement policy, as in `make_policy`.
@@ -60,6 +62,9 @@ class ValkeyOptions:
     username: str = ""
     password: str = field(default="", repr=False)
     tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     prefix: str = "jaxserve:"
     max_bytes: int = 0
     policy: str = "lru"
@@ -89,9 +94,17 @@ class ValkeyStore:
         self._run_id: str | None = None
         self._is_checked = False
         self._num_removals = 0  # so far: what was read before one may be gone after it
-        connection = valkey.SSLConnection if options.tls else valkey.Connection
+        tls: dict[str, Any] = {}
+        if options.tls:
+            tls = {
+                "ssl_check_hostname": True,  # else anybody's certificate would do
+                "ssl_ca_certs": options.ca_file or None,
+                "ssl_certfile": options.cert_file or None,
+                "ssl_keyfile": options.key_file or None,
+            }
         pool = valkey.BlockingConnectionPool(
-            connection_class=connection,
+            connection_class=valkey.SSLConnection if options.tls else valkey.Connection,
+            **tls,
             host=options.host,
             port=options.port,
             db=options.db,

@@ -9,7 +9,7 @@ import pytest
 
 from jaxserve.kv.stores.base import Store
 from jaxserve.kv.stores.url import open_store
-from tests.kv.stores.servers import Server, start_s3, start_valkey
+from tests.kv.stores.servers import Server, start_gcs, start_s3, start_valkey
 
 BUCKET = "blocks"
 
@@ -59,16 +59,32 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = start_gcs(tmp_path_factory.mktemp("gcs"))
+    yield server
+    server.kill()
+
+
 @pytest.fixture
 def aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
 
 
-@pytest.fixture(params=["disk", "files", "memory", "s3", "valkey", "faulty"])
-def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreKind]:
+@pytest.fixture(params=["disk", "files", "memory", "s3", "gcs", "valkey", "faulty"])
+def kind(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StoreKind]:
     """Each kind of store in turn."""
     unique = uuid.uuid4().hex
+
+    def gcs() -> str:
+        # Where tensorstore's driver finds another server, and a token instead of credentials.
+        port = request.getfixturevalue("gcs_server").port
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "test")
+        return f"gs://{BUCKET}/{unique}"
 
     def s3() -> str:
         request.getfixturevalue("aws_keys")
@@ -84,6 +100,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreKind]:
         "files": lambda: f"objects+file://{tmp_path}/store",
         "memory": lambda: "memory://",
         "s3": s3,
+        "gcs": gcs,
         "valkey": valkey,
         "faulty": lambda: f"fault+file://{tmp_path}/store?seed=1",
     }

@@ -63,13 +63,14 @@ class Server:
         self._process.send_signal(signal.SIGCONT)
 
 
-def start_valkey(folder: Path, *options: str) -> Server:
-    """A Valkey or Redis server that keeps nothing on disk."""
+def start_valkey(folder: Path, *options: str, has_tls: bool = False) -> Server:
+    """A Valkey or Redis server that keeps nothing on disk; with TLS it has no other port."""
     binary = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary is None:
         _missing("no valkey-server or redis-server is installed (apt-get install redis-server)")
     port = _free_port()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
+    ports = ["--port", "0", "--tls-port", str(port)] if has_tls else ["--port", str(port)]
+    command = [binary, *ports, "--bind", "127.0.0.1", "--save", "", *options]
     return Server(command, port, folder)
 
 
@@ -80,6 +81,13 @@ def start_s3(folder: Path, bucket: str) -> Server:
     server = Server(command, port, folder)
     make_bucket(server, bucket)
     return server
+
+
+def start_gcs(folder: Path) -> Server:
+    """A server that answers as Google Cloud Storage does; its buckets need not be made."""
+    port = _free_port()
+    command = [sys.executable, str(Path(__file__).with_name("gcs_server.py")), str(port)]
+    return Server(command, port, folder)
 
 
 def make_bucket(server: Server, bucket: str) -> None:
