@@ -90,7 +90,6 @@ class LoadJob:
         started_s: on the same clock.
         patience_s: the deadline is no sooner than this after the last piece that came, as long as
             loading is no slower than computing, which would take `compute_s` for the whole job.
-        is_resume: the sequence was preempted: nothing of this counts as cached prompt.
         pieces: tail first.
     """
 
@@ -101,7 +100,6 @@ class LoadJob:
     all_or_nothing: bool
     compute_until: int
     deadline_s: float
-    is_resume: bool
     pieces: list[Piece] = field(default_factory=list)
     started_s: float = 0.0
     patience_s: float = 0.0

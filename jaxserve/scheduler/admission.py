@@ -96,12 +96,12 @@ class Admission:
         if seq.job is not None:
             num_ready = prefix.num_device * pager.page_size
         if seq.num_cached < 0:
-            seq.num_cached = num_ready
+            seq.num_cached = 0
             self._note_decision(seq, prefix)
             if names:
                 self.queried_tokens += len(seq.tokens)
-                self.hit_tokens[DEVICE] += num_ready
-                seq.cached[DEVICE] = num_ready
+        if names:
+            self.hit_tokens[DEVICE] += seq.note_cached(DEVICE, 0, num_ready)
         if seq.job is None:
             self._roster.unpark(seq)
             seq.loads_nothing = False

@@ -87,10 +87,9 @@ class Planner:
         for piece in job.take(position):
             tiers.taken(piece)
             after = job.position_after(piece)
-            if not job.is_resume:
-                seq.cached[piece.source] = seq.cached.get(piece.source, 0) + after - position
-                seq.num_cached += after - position
-                self.admission.hit_tokens[piece.source] += after - position
+            self.admission.hit_tokens[piece.source] += seq.note_cached(
+                piece.source, position, after
+            )
             position = after
         slots.positions[seq.slot] = position
         if job.is_over(position):

@@ -174,7 +174,6 @@ class PrefixFinder:
             all_or_nothing=self._pager.index.has_windows,
             compute_until=decision.compute_until,
             deadline_s=now_s + decision.wait_s,
-            is_resume=seq.parked is not None,
             started_s=now_s,
             patience_s=decision.patience_s,
             compute_s=decision.compute_s,

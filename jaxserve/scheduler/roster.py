@@ -75,6 +75,7 @@ class Roster:
         seq.pending = max(0, position + 1 - len(seq.tokens))
         if seq.job is None or not seq.job.all_or_nothing:  # else it has only waited
             seq.high_water = max(seq.high_water, position)
+        seq.accounted = max(seq.accounted, position)
         self.publish(seq)
         if seq.parked is None:
             self._park(seq, position)

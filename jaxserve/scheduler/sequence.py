@@ -64,7 +64,7 @@ class Sequence:
         publish_at: number of known tokens at which the next block can be published.
         pending: sampled tokens that had not come back when the sequence was preempted.
         tenant: names the owner of its blocks in stores.
-        num_cached: prompt tokens found in the cache at the first admission.
+        num_cached: prompt tokens that were not computed, as far as it is known; -1: not admitted yet.
         cached: these by where they were found: "device", "host", or a store's name.
         decision: what the load planner said at the first admission, if there was a question.
         parked: what it left behind when it was preempted, until that is back or given up.
@@ -72,6 +72,7 @@ class Sequence:
         loads_nothing: a load failed; do not wait for another one.
         look_up: ticket of what the stores were asked, until `look_up_until_s`.
         high_water: positions that had been computed when it was last preempted.
+        accounted: positions that had been computed, or counted as cached, when it was last preempted.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
         states: collects hidden states and logits; None if nobody asked for any.
         finished: no event may follow.
@@ -101,12 +102,22 @@ class Sequence:
     look_up: int | None = None
     look_up_until_s: float = 0.0
     high_water: int = 0
+    accounted: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     states: StateCollector | None = None
     finished: bool = False
 
     def __post_init__(self) -> None:
         self.forget_pages()
+
+    def note_cached(self, source: str, start: int, end: int) -> int:
+        """The positions [start, end) need not be computed; returns how many prompt tokens that
+        spares that were neither computed nor counted before a preemption."""
+        num_tokens = max(0, min(end, self.num_prompt) - max(start, self.accounted))
+        if num_tokens or not start:
+            self.cached[source] = self.cached.get(source, 0) + num_tokens
+        self.num_cached += num_tokens
+        return num_tokens
 
     @property
     def num_prompt(self) -> int:

@@ -18,7 +18,6 @@ def job(*states: PieceState, all_or_nothing: bool = False, end_tokens: int = 0) 
         all_or_nothing=all_or_nothing,
         compute_until=64,
         deadline_s=5.0,
-        is_resume=False,
         pieces=pieces[::-1],
     )
 

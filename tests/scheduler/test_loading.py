@@ -66,14 +66,26 @@ def filled_store() -> Simulation:
 
 def test_a_sequence_that_is_preempted_while_it_loads_loads_again():
     sim = restarted(filled_store())
+    assert sim.tiers is not None
+    held: list[tuple] = []
+    stage, sim.tiers.stage = sim.tiers.stage, lambda *piece: held.append(piece)
     sim.add("loading", prompt(60), priority=1, max_tokens=3)
-    while not sim.scheduler._roster.loading:
+    while not held:
         sim.step()
     sim.add("urgent", prompt(5, first=2), max_tokens=2)
+    for _ in range(20):
+        sim.step()
+    sim.tiers.stage = stage
+    for piece in held:
+        stage(*piece)
     sim.run()
     sim.check_answers()
     assert sim.scheduler.stats().num_preemptions == 1
     assert sum(plan.num_tokens - plan.num_decodes for plan in sim.plans) <= 4 + 5
+    assert sim.events["loading"][0].num_cached_tokens == 56, "all but the last block was loaded"
+    reuse = sim.events["loading"][0].reuse
+    assert reuse is not None and sum(reuse.cached.values()) == 56
+    assert sim.scheduler.stats().hit_tokens == 56, "nothing may be counted twice"
 
 
 def test_nobody_waits_for_a_load_that_was_given_up():
