@@ -20,7 +20,7 @@ from jaxserve.batch import StateShape, create_state
 from jaxserve.config import Config
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.engine.core import Engine, StartupReport
-from jaxserve.engine.host_memory import available_bytes
+from jaxserve.engine.host_memory import available_bytes, give_back_freed
 from jaxserve.engine.tiers import build_tiers, tenant_secret
 from jaxserve.errors import ConfigError
 from jaxserve.folders import user_cache_folder
@@ -153,6 +153,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         num_graphs=runner.num_graphs,
         compile_s=compile_s,
     )
+    give_back_freed()
     logger.info("ready: %s; %s", report, config)
     return Engine(
         config=config,

@@ -1,8 +1,12 @@
 """What start-up takes for free host memory, on machines and in containers of several kinds."""
 
+import os
+import platform
 from pathlib import Path
 
-from jaxserve.engine.host_memory import available_bytes
+import pytest
+
+from jaxserve.engine.host_memory import available_bytes, give_back_freed
 
 GIB = 1 << 30
 
@@ -57,3 +61,17 @@ def test_an_enclosing_group_counts_and_no_limit_is_none(tmp_path: Path):
 
 def test_this_machine_has_some():
     assert available_bytes() > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_freed_memory_goes_back_to_the_system():
+    def resident_bytes() -> int:
+        num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return num_pages * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [bytes([1]) * 50_000 for _ in range(2_000)]
+    full = resident_bytes()
+    del pieces[:-1]  # the last one keeps those before it in the heap
+    give_back_freed()
+    assert full - resident_bytes() > 90e6
+    assert pieces
