@@ -190,6 +190,21 @@ class StoreCascade:
         estimates = [worker.estimate_probe_s(num_names) for worker in self.workers]
         return max((s for s in estimates if s < math.inf), default=0.0)
 
+    def estimate_found_s(self, num_names: int) -> float:
+        """Seconds to fetch so many blocks from the first store that takes loads now."""
+        for index, worker in enumerate(self.workers):
+            if self._usable >> index & 1:
+                num_calls = -(-num_names // self._piece_blocks(worker))
+                num_bytes = num_names * self._record_bytes
+                return worker.estimate_load_s(num_bytes, num_names, 1.0, num_calls)
+        return 0.0
+
+    @property
+    def is_reliable(self) -> bool:
+        """All stores that take loads have kept to the estimates lately; nothing is overdue."""
+        usable = [worker for i, worker in enumerate(self.workers) if self._usable >> i & 1]
+        return bool(usable) and all(worker.is_reliable for worker in usable)
+
     # --- looking up ---
 
     def look_up(self, ticket: int, names: Sequence[BlockHash]) -> bool:

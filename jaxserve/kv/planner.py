@@ -4,7 +4,9 @@ What computing costs, `PrefillCost` says; what loading costs, the tiers. A range
 head is computed while the tail is loaded (Cake, arXiv 2410.03065). Whatever the estimates say, a
 sequence holds back from computing only for a small share of what computing everything would take,
 or as much again from the last piece that came: so a store that comes to a halt costs no more than
-that. Knows nothing of arrays, jax or queues.
+that. For a store that has kept its word lately it holds back a little longer if that is still
+hardly anything: when that store comes to a halt, only those pay that wait just then. Knows nothing
+of arrays, jax or queues.
 """
 
 import enum
@@ -27,6 +29,10 @@ SLACK_SHARE = 0.02
 
 MAX_IDLE_SHARE = 0.08
 """...but no later than after this share of it: once for the look-up, once for each piece."""
+
+MAX_IDLE_S = 0.02
+"""...or after this time, if the store has been reliable: short requests are soon computed, and a
+share of that is nothing, but what they wait for pays, too."""
 
 LOAD_ALL_SHARE = 0.5
 """Where loading takes at most this share of computing, the head is not computed meanwhile: that
@@ -80,12 +86,14 @@ class _Estimates(NamedTuple):
     Attributes:
         host_end: blocks before this one are on the host.
         piece_blocks: how many come together from the stores.
+        is_reliable: the stores have kept to such estimates lately.
     """
 
     host_s: Callable[[int], float]
     store_s: Callable[[int], float]
     host_end: int
     piece_blocks: int
+    is_reliable: bool
 
     def seconds(self, first: int, end: int) -> float:
         """For the blocks [first, end)."""
@@ -123,8 +131,24 @@ class LoadPlanner:
         self.counts = {choice.value: 0 for choice in Choice}
         """Decisions that were carried out; a sequence that cannot start yet is decided again."""
 
-    def look_up_wait_s(self, first: int, end: int, num_tokens: int, look_up_s: float) -> float:
-        """How long a sequence of so many tokens waits to hear who has its blocks [first, end)."""
+    def look_up_wait_s(
+        self,
+        first: int,
+        end: int,
+        num_tokens: int,
+        look_up_s: float,
+        *,
+        load_s: float = 0.0,
+        hit_share: float = 1.0,
+        is_reliable: bool = False,
+    ) -> float:
+        """How long a sequence of so many tokens waits to hear who has its blocks [first, end).
+
+        Args:
+            look_up_s, load_s: what looking up takes, and then loading the blocks.
+            hit_share: how often lately a look-up found something.
+            is_reliable: the stores have kept to such estimates lately.
+        """
         if self.mode == "load":
             return math.inf
         if self.mode == "recompute":
@@ -132,9 +156,9 @@ class LoadPlanner:
         if not self.prefill.num_observed:
             return self._unmeasured_wait_s(first, num_tokens)
         all_s, rest_s = self._compute_s(first, num_tokens), self._compute_s(end, num_tokens)
-        if look_up_s >= all_s - rest_s - MIN_GAIN * all_s:
+        if look_up_s >= hit_share * (all_s - rest_s - load_s):
             return 0.0
-        wait_s = _patience_s(look_up_s, all_s)
+        wait_s = _patience_s(look_up_s, all_s, is_reliable=is_reliable)
         return wait_s if look_up_s <= wait_s else 0.0
 
     def decide(
@@ -147,6 +171,7 @@ class LoadPlanner:
         num_tokens: int = 0,
         can_split: bool = True,
         piece_blocks: int = STORE_PIECE_BLOCKS,
+        is_reliable: bool = False,
     ) -> Decision:
         """What to do about the blocks [first, end) of a request.
 
@@ -158,8 +183,9 @@ class LoadPlanner:
             num_tokens: of the request, if more than those of the blocks.
             can_split: the head can be computed while the tail is loaded; not so with windows.
             piece_blocks: how many blocks come together from the stores.
+            is_reliable: the stores have kept to such estimates lately.
         """
-        estimates = _Estimates(host_s, store_s, host_end, piece_blocks)
+        estimates = _Estimates(host_s, store_s, host_end, piece_blocks, is_reliable)
         num_tokens = max(num_tokens, end * self._page_size)
         options = [self._decide(first, end, estimates, num_tokens, can_split)]
         if first < host_end < end and self.mode == "auto":
@@ -186,13 +212,16 @@ class LoadPlanner:
                 Choice.LOAD, end, start, wait_s, load_s, compute_s, patience_s=wait_s
             )
             return _Option(0.0, untried)
+        is_reliable = estimates.is_reliable
+        piece_s = estimates.seconds(max(first, end - estimates.piece_blocks), end)
         patience_s = MAX_IDLE_SHARE * all_s
+        if is_reliable:
+            patience_s = max(patience_s, min(PATIENCE * piece_s, MAX_IDLE_S))
         most_s = compute_s - MIN_GAIN * all_s
         if load_s <= min(LOAD_ALL_SHARE * compute_s, most_s):
             if end <= estimates.host_end:
                 wait_s, is_in_time = _patience_s(load_s, all_s, HOST_IDLE_SHARE), True
             else:
-                piece_s = estimates.seconds(max(first, end - estimates.piece_blocks), end)
                 wait_s, is_in_time = patience_s, piece_s <= patience_s
             if is_in_time:
                 whole = Decision(
@@ -205,7 +234,7 @@ class LoadPlanner:
         head_s = self._compute_s(first, split * self._page_size)
         split_s = max(head_s, estimates.seconds(split, end))
         if split < end and split_s <= most_s:
-            wait_s = head_s + _patience_s(split_s, all_s)
+            wait_s = head_s + _patience_s(split_s, all_s, is_reliable=is_reliable)
             until = split * self._page_size
             met = Decision(
                 Choice.SPLIT, end, until, wait_s, load_s, compute_s, patience_s=patience_s
@@ -255,11 +284,15 @@ class LoadPlanner:
         return size * 2 if up and size < num_blocks else min(size, num_blocks)
 
 
-def _patience_s(estimate_s: float, all_s: float, most: float = MAX_IDLE_SHARE) -> float:
+def _patience_s(
+    estimate_s: float, all_s: float, most: float = MAX_IDLE_SHARE, *, is_reliable: bool = False
+) -> float:
     """How long to hold back from computing for what should take `estimate_s`.
 
     Args:
         all_s: what computing everything takes.
         most: longest wait, as a share of it.
+        is_reliable: the estimate has been right lately, so a short wait may be a larger share.
     """
-    return min(PATIENCE * estimate_s + SLACK_SHARE * all_s, most * all_s)
+    most_s = max(most * all_s, MAX_IDLE_S if is_reliable else 0.0)
+    return min(PATIENCE * estimate_s + SLACK_SHARE * all_s, most_s)

@@ -38,6 +38,9 @@ STAGE_STALE_S = 5.0
 PROMPT_ANSWER_S = 0.01
 """A store that has an index in memory answers a look-up by then, even if all cores are busy."""
 
+HIT_WEIGHT = 0.1
+"""Of the newest look-up in the share of those that found something."""
+
 PIECE_BLOCKS = 64
 """Most blocks that move together from host slots to the device."""
 
@@ -84,6 +87,15 @@ class Cascade(Protocol):
 
     def estimate_look_up_s(self, num_names: int) -> float:
         """Seconds that looking up takes."""
+        ...
+
+    def estimate_found_s(self, num_names: int) -> float:
+        """Seconds that fetching takes what a look-up may find."""
+        ...
+
+    @property
+    def is_reliable(self) -> bool:
+        """The stores have kept to the estimates lately, and nothing is overdue."""
         ...
 
     def where(self, name: BlockHash) -> str | None:
@@ -167,6 +179,8 @@ class Tiers:
         self._names: dict[int, tuple[BlockHash, ...]] = {}  # by piece that is fetched or staged
         self._private: set[BlockHash] = set()
         self._look_ups: dict[int, float] = {}  # by ticket: when an answer is late
+        self.look_up_hit_share = 1.0
+        """Of the look-ups, how many found their first block; old ones count less and less."""
         self._clock = clock
         self._tickets = itertools.count()
         self._loading: set[BlockHash] = set()
@@ -270,6 +284,17 @@ class Tiers:
     def estimate_look_up_s(self, num_names: int) -> float:
         """Seconds that looking up so many blocks takes."""
         return self._cascade.estimate_look_up_s(num_names) if self._cascade is not None else 0.0
+
+    def estimate_found_s(self, num_names: int) -> float:
+        """Seconds until so many blocks are on the device, if a look-up finds them."""
+        if self._cascade is None:
+            return 0.0
+        return self._cascade.estimate_found_s(num_names) + self.estimate_stage_s(num_names)
+
+    @property
+    def are_stores_reliable(self) -> bool:
+        """The stores have kept to the estimates lately, and nothing is overdue."""
+        return self._cascade is not None and self._cascade.is_reliable
 
     # --- preempted sequences ---
 
@@ -468,6 +493,8 @@ class Tiers:
         assert self._cascade is not None
         if message.ticket is not None:
             self._look_ups.pop(message.ticket, None)
+            is_hit = 1.0 if message.found[0] else 0.0
+            self.look_up_hit_share += HIT_WEIGHT * (is_hit - self.look_up_hit_share)
         self._cascade.note_found(message.names, message.found)
 
     def _on_fetched(self, piece_id: int, is_ok: tuple[bool, ...], was_asked: bool) -> None:

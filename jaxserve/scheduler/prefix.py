@@ -91,8 +91,16 @@ class PrefixFinder:
         num_device = self._pager.index.longest_prefix(names)
         if num_device < len(names) and self.planner.mode != "recompute":
             seq.look_up = tiers.look_up(names[num_device:])
-            look_up_s = tiers.estimate_look_up_s(len(names) - num_device)
-            wait_s = self.planner.look_up_wait_s(num_device, len(names), len(seq.tokens), look_up_s)
+            num_asked = len(names) - num_device
+            wait_s = self.planner.look_up_wait_s(
+                num_device,
+                len(names),
+                len(seq.tokens),
+                tiers.estimate_look_up_s(num_asked),
+                load_s=tiers.estimate_found_s(num_asked),
+                hit_share=tiers.look_up_hit_share,
+                is_reliable=tiers.are_stores_reliable,
+            )
             seq.look_up_until_s = self._clock() + min(wait_s, MAX_LOOK_UP_S)
 
     def is_looking(self, seq: Sequence) -> bool:
@@ -140,6 +148,7 @@ class PrefixFinder:
             len(seq.tokens),
             can_split=not index.has_windows,
             piece_blocks=tiers.piece_blocks(tiers.source(names[end - 1], (0,)) or HOST),
+            is_reliable=tiers.are_stores_reliable,
         )
         return self._prefix(seq, names, num_device, decision.end, decision)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from jaxserve.kv.planner import MAX_IDLE_SHARE, Choice, LoadPlanner
+from jaxserve.kv.planner import MAX_IDLE_S, MAX_IDLE_SHARE, PATIENCE, Choice, LoadPlanner
 from jaxserve.kv.prefill_cost import PrefillCost, Steps
 
 A, C = 1e-4, 2e-9  # seconds per position and per pair
@@ -143,6 +143,37 @@ def test_whatever_a_store_promises_a_stop_of_it_costs_little(share: float):
     idle_s = decision.wait_s - true_seconds(0, decision.compute_until)
     assert max(idle_s, decision.patience_s) <= 1.05 * MAX_IDLE_SHARE * all_s
     assert planner().look_up_wait_s(0, 250, 4000, share * all_s) <= 1.05 * MAX_IDLE_SHARE * all_s
+
+
+SHORT_S = true_seconds(0, 40)
+
+
+def short_wait_s(look_up_s: float, **about) -> float:
+    """Of a request of 40 tokens whose first 32 may be in a store."""
+    return planner().look_up_wait_s(0, 2, 40, look_up_s, **about)
+
+
+def test_a_short_request_waits_only_for_stores_that_have_kept_their_word():
+    look_up_s = 0.2 * SHORT_S
+    assert look_up_s < MAX_IDLE_S / PATIENCE, "short enough to be waited for"
+    assert short_wait_s(look_up_s) == 0.0
+    assert look_up_s < short_wait_s(look_up_s, is_reliable=True) <= MAX_IDLE_S
+    store = store_at(0.1 * SHORT_S)
+    assert planner().decide(0, 0, 2, FREE, store, 40).choice is not Choice.LOAD
+    decision = planner().decide(0, 0, 2, FREE, store, 40, is_reliable=True)
+    assert decision.choice is Choice.LOAD
+    assert decision.wait_s <= MAX_IDLE_S and decision.patience_s <= MAX_IDLE_S
+
+
+def test_nobody_waits_for_look_ups_that_never_find_anything():
+    look_up_s = 0.05 * true_seconds(0, 4000)
+    assert planner().look_up_wait_s(0, 250, 4000, look_up_s, hit_share=1.0) > look_up_s
+    assert planner().look_up_wait_s(0, 250, 4000, look_up_s, hit_share=0.02) == 0.0
+
+
+def test_a_look_up_is_not_waited_for_if_loading_would_take_what_it_saves():
+    assert short_wait_s(0.2 * SHORT_S, is_reliable=True, load_s=0.5 * SHORT_S) > 0.0
+    assert short_wait_s(0.2 * SHORT_S, is_reliable=True, load_s=0.7 * SHORT_S) == 0.0
 
 
 def test_what_is_in_memory_is_waited_for_though_it_takes_a_while():

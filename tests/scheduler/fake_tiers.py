@@ -121,6 +121,11 @@ class FakeTiers:
     def estimate_look_up_s(self, num_names: int) -> float:
         return 0.05
 
+    def estimate_found_s(self, num_names: int) -> float:
+        return self._store_s * num_names
+
+    is_reliable = True
+
     def fetch(self, piece_id: int, names, slots) -> None:
         self._pending.append(("fetch", piece_id, list(zip(names, slots, strict=True))))
 

@@ -32,6 +32,12 @@ LONG_CALL_S = 0.1
 MOST_PIECEMEAL_COST = 1.25
 """Most that a record may cost in a short call, in relation to a long one."""
 
+LEAST_ON_TIME = 4
+"""Loads in a row that must have come in time before a store counts as reliable."""
+
+LATE, LATE_SLACK_S = 2.0, 0.005
+"""A load is late after so many times its estimate, and a moment for busy cores."""
+
 _PROBED_KEYS_PER_S = 1e5  # until measured
 R = TypeVar("R")
 
@@ -58,6 +64,7 @@ class StoreWorker:
         self._costs = {kind: OperationCosts(prior, clock) for kind, prior in priors.items()}
         self._clock = clock
         self._stats = StatsCounter()
+        self._num_on_time = 0  # loads in a row
         self._dispatch = Dispatcher(
             self.name, limits, clock, lambda: store.probe([_ANY_KEY]), store.sweep, self._stats
         )
@@ -269,6 +276,22 @@ class StoreWorker:
                 return math.inf
         return self._costs[Operation.PROBE].seconds(num_keys)
 
+    @property
+    def is_reliable(self) -> bool:
+        """The last loads came when they were expected, and none is overdue now."""
+        if self._num_on_time < LEAST_ON_TIME:
+            return False
+        now_s = self._clock()
+        with self._dispatch.lock:
+            running = list(self._dispatch.loads.running)
+        return all(
+            now_s - task.submitted_s <= self._late_s(task.operation, _amount(task))
+            for task in running
+        )
+
+    def _late_s(self, operation: Operation, amount: int) -> float:
+        return LATE * self._costs[operation].seconds(amount, 2.0) + LATE_SLACK_S
+
     def stats(self) -> WorkerStats:
         """All counters and gauges now."""
         with self._dispatch.lock:
@@ -335,8 +358,13 @@ class StoreWorker:
         if timeout_s is None:
             timeout_s = self.limits.get_timeout_s if is_get else self.limits.probe_timeout_s
         task = self._task(operation, run, callback, values, num_bytes, timeout_s)
-        amount = num_bytes if is_get else len(values)
-        task.on_late = lambda seconds: self._costs[operation].observe(amount, seconds)
+        amount = _amount(task)
+
+        def note_late(seconds: float) -> None:
+            self._num_on_time = 0
+            self._costs[operation].observe(amount, seconds)
+
+        task.on_late = note_late
         with self._dispatch.lock:
             is_room = self._dispatch.loads.num_queued < self.limits.max_queued_loads
             if is_room and self._dispatch.submit(task):
@@ -353,6 +381,9 @@ class StoreWorker:
         seconds = self._clock() - start_s
         amount = amount_of(result)
         if amount:
+            if operation is not Operation.PUT:
+                is_on_time = seconds <= self._late_s(operation, amount)
+                self._num_on_time = self._num_on_time + 1 if is_on_time else 0
             self._costs[operation].observe(amount, seconds)
         return result
 
@@ -371,6 +402,11 @@ class StoreWorker:
             self.store.close()
         except Exception as error:
             _LOG.warning("store %s did not close well: %s", self.name, error)
+
+
+def _amount(task: Task) -> int:
+    """What the cost of a load depends on: bytes of a get, keys of a probe."""
+    return task.num_bytes if task.operation is Operation.GET else len(task.values)
 
 
 def _stored_bytes(statuses: Sequence[PutStatus], lengths: Sequence[int]) -> int:

@@ -497,3 +497,25 @@ def test_the_store_of_a_worker_may_be_used_beside_it(desk: Desk):
     desk.store.plan = FaultPlan(error_rate=1.0)
     with pytest.raises(StoreError, match="as planned"):
         desk.worker.store.probe([key_of(0)])
+
+
+def test_a_store_is_reliable_while_loads_come_when_they_are_expected(desk: Desk):
+    desk.fill(0)
+    assert not desk.worker.is_reliable, "nothing is known of it yet"
+    for _ in range(5):
+        desk.get(0)
+        desk.next()
+    assert desk.worker.is_reliable
+    desk.store.plan = HANGS
+    num_calls = desk.store.num_calls
+    desk.get(0)
+    desk.until_running(num_calls + 1)
+    assert desk.worker.is_reliable, "it is not late yet"
+    desk.clock.now_s += 0.5
+    assert not desk.worker.is_reliable, "long overdue, though nobody has given it up"
+    desk.pass_time(LIMITS.get_timeout_s)
+    assert desk.next().reason is Reason.TIMEOUT
+    desk.store.plan = FaultPlan()
+    desk.get(0)
+    desk.next()
+    assert not desk.worker.is_reliable, "one answer makes no habit"
