@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 from jaxserve.config import Config
+from jaxserve.engine.host_memory import FreedMemory
 from jaxserve.engine.recompute import Recomputer
 from jaxserve.engine.tier_control import TierControl
 from jaxserve.engine.tiers import LowerTiers
@@ -70,6 +71,7 @@ class Engine:
         self.recomputer = (
             None if lower is None else Recomputer(scheduler, runner, lower, self.max_model_len)
         )
+        self._freed_memory = FreedMemory()
         self._in_flight: StepHandle | None = None
         self._free_at_s = 0.0  # when the device had finished the last step that was fetched
 
@@ -113,6 +115,7 @@ class Engine:
         self._free_at_s = now_s
         events = self._scheduler.apply(previous.plan, result, duration_s)
         self.tier_control.history.maybe_add(now_s)
+        self._freed_memory.maybe_give_back(now_s)
         if self.recomputer is not None and self.recomputer.is_active:
             events = self.recomputer.take(events)
         return events

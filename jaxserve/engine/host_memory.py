@@ -7,8 +7,11 @@ Counts file cache as available, since it gives way: after a checkpoint was read,
 import ctypes
 import gc
 import os
+import threading
 from pathlib import Path
 from typing import NamedTuple
+
+GIVE_BACK_EVERY_S = 60.0
 
 
 class _Names(NamedTuple):
@@ -54,9 +57,33 @@ def give_back_freed() -> None:
     keep as long as the process lives.
     """
     gc.collect()
+    _trim()
+
+
+def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+class FreedMemory:
+    """Returns freed memory to the system now and then, while the engine goes on.
+
+    The library keeps, for each thread, as much as that thread ever had at once. Such records are
+    broken ever more rarely, but for hours: that would look like a leak.
+    """
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def maybe_give_back(self, now_s: float) -> None:
+        """Start to if the last time was long ago; `now_s` is on any clock that goes on."""
+        if now_s < self._next_s or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next_s = now_s + GIVE_BACK_EVERY_S
+        self._thread = threading.Thread(target=_trim, name="give-back", daemon=True)
+        self._thread.start()
 
 
 def _machine_bytes(root: Path) -> int:

@@ -64,7 +64,7 @@ class Sequence:
         publish_at: number of known tokens at which the next block can be published.
         pending: sampled tokens that had not come back when the sequence was preempted.
         tenant: names the owner of its blocks in stores.
-        num_cached: prompt tokens that were not computed, as far as it is known; -1: not admitted yet.
+        num_cached: prompt tokens that were not computed, as far as is known; -1: not admitted yet.
         cached: these by where they were found: "device", "host", or a store's name.
         decision: what the load planner said at the first admission, if there was a question.
         parked: what it left behind when it was preempted, until that is back or given up.
@@ -72,7 +72,7 @@ class Sequence:
         loads_nothing: a load failed; do not wait for another one.
         look_up: ticket of what the stores were asked, until `look_up_until_s`.
         high_water: positions that had been computed when it was last preempted.
-        accounted: positions that had been computed, or counted as cached, when it was last preempted.
+        accounted: positions that had been computed, or counted as cached, at the last preemption.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
         states: collects hidden states and logits; None if nobody asked for any.
         finished: no event may follow.
