@@ -35,8 +35,12 @@ MIN_KNOWN, MAX_KNOWN = 1 << 12, 1 << 17
 """Blocks whose whereabouts are remembered: as many as the stores can hold, within these bounds.
 Beyond it the oldest are forgotten, and asked for again."""
 
-PUT_RECORDS = 16
-"""Records that are written together when many wait."""
+PUT_RECORDS, PUT_BYTES = 16, 8 << 20
+"""So many records, or more if they are small, are written together when many wait."""
+
+GATHER_S = 0.002
+"""After the first offer those that come with it are waited for: a step brings many, and each time
+a thread wakes up it takes a core from the step."""
 
 DAMAGED = (Verdict.CORRUPT, Verdict.TRUNCATED)
 """By its checksums alone: a record that is merely sealed with another's key stays."""
@@ -319,10 +323,12 @@ class StoreCascade:
         self._note(name, stored)
 
     def _seal_loop(self) -> None:
-        is_open = True
+        is_open, most = True, max(PUT_RECORDS, PUT_BYTES // self._record_bytes)
         while is_open:
             batch = [self._offers.get()]
-            while len(batch) < PUT_RECORDS and not self._offers.empty():
+            if batch[0] is not None and self._offers.qsize() < most:
+                time.sleep(GATHER_S)
+            while len(batch) < most and not self._offers.empty():
                 batch.append(self._offers.get())
             offers: list[_Offer] = []
             for entry in batch:

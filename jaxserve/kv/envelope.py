@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from xxhash import xxh3_128_digest
 
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.copying import copy_into
 from jaxserve.kv.stores.base import RecordInfo, SealedRecord
 
 VERSION = 1
@@ -205,7 +206,7 @@ def unseal(
     if not header.encrypted:
         if key is not None:
             return Verdict.NOT_ENCRYPTED
-        out[:] = body
+        copy_into(out, body)
         return Verdict.OK if xxh3_128_digest(out) == checksum else Verdict.CORRUPT
     if xxh3_128_digest(body) != checksum:
         return Verdict.CORRUPT

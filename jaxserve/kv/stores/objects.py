@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.copying import copy_into
 from jaxserve.kv.envelope import has_expired
 from jaxserve.kv.stores.base import EraseCount, PutStatus, RecordInfo, SealedRecord, StoreUsage
 from jaxserve.kv.stores.ledger import Grant, Ledger
@@ -120,7 +121,7 @@ class ObjectStore:
                 continue
             num_answered += 1
             if len(value) == info.num_bytes:
-                buffers[index][: len(value)] = value
+                copy_into(buffers[index][: len(value)], memoryview(value))
                 lengths[index] = len(value)
             with self._lock:
                 if lengths[index]:

@@ -26,6 +26,7 @@ from valkey.retry import Retry
 
 from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.copying import copy_into
 from jaxserve.kv.envelope import has_expired
 from jaxserve.kv.stores.base import EraseCount, PutStatus, RecordInfo, SealedRecord, StoreUsage
 from jaxserve.kv.stores.ledger import Grant, Ledger
@@ -153,7 +154,7 @@ class ValkeyStore:
                 elif self._num_removals == num_removals:  # else it may have been removed since
                     self._ledger.add(info)
             if value is not None and info.num_bytes <= len(buffer):
-                buffer[: info.num_bytes] = memoryview(value)[_HEADER.size :]
+                copy_into(buffer[: info.num_bytes], memoryview(value)[_HEADER.size :])
                 lengths[index] = info.num_bytes
         return lengths
 

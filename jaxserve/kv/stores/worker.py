@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.copying import copy_into
 from jaxserve.kv.stores.base import PutStatus, SealedRecord, Store
 from jaxserve.kv.stores.costs import CostPrior, OperationCosts
 from jaxserve.kv.stores.dispatch import Dispatcher
@@ -100,7 +101,7 @@ class StoreWorker:
         targets = [buffer.cast("B") for buffer in buffers]
 
         def consume(index: int, view: memoryview) -> None:
-            targets[index][: len(view)] = view
+            copy_into(targets[index][: len(view)], view)
 
         lengths = [len(target) for target in targets]
         return self.submit_read(keys, lengths, consume, callback, timeout_s)
@@ -422,7 +423,7 @@ def _copies(records: Sequence[SealedRecord], scratch: Scratch) -> list[SealedRec
         start = 0
         for part in record.parts:
             flat = part.cast("B")
-            view[start : start + len(flat)] = flat
+            copy_into(view[start : start + len(flat)], flat)
             start += len(flat)
         assert start == len(view), "a record's parts add up to its num_bytes"
         copies.append(SealedRecord(record.info, (view.toreadonly(),)))
