@@ -36,7 +36,8 @@ SIZES = (4, 16, 64)
 """Blocks that one gather or scatter moves; less is padded."""
 
 MAX_SAVES_IN_FLIGHT = 8
-"""Gathers whose bytes wait to be written into slots; the next one waits for the first of them."""
+"""Gathers whose bytes wait to be written into slots. The next one waits for the first of them if
+somebody needs it; else it is given up: no step waits for what may never be asked for."""
 
 MAX_STAGED_BYTES = 512 << 20
 """Of the device's memory, for pieces that the next step will write into pages; but two pieces at
@@ -157,7 +158,9 @@ class Transfers:
     def _start_save(self, group: int, saves: list[PageSave], array: jax.Array) -> None:
         ids = np.zeros(_size_for(len(saves)), np.int32)
         ids[: len(saves)] = [save.page for save in saves]
-        self._room.acquire()
+        if not self._room.acquire(blocking=any(save.is_needed for save in saves)):
+            self._report(*(Saved(save, False) for save in saves))
+            return
         try:
             (rows,) = self._program(_name("save", group, len(ids)))(array, ids)
             staged = jax.device_put(rows, self._staging[group]) if self._stages_saves else rows

@@ -238,6 +238,38 @@ def test_a_save_for_which_there_is_no_memory_is_reported_and_blocks_nothing(
     assert all(message.is_ok for message in bench.save([1, 2]))  # pyright: ignore
 
 
+def test_no_step_waits_for_saves_that_nobody_needs(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """With the copying thread held up, more saves than fit are planned at once."""
+    may_go, block = threading.Event(), bench.host.block
+
+    def late(slot: int, group: int) -> np.ndarray:
+        may_go.wait(30)
+        return block(slot, group)
+
+    monkeypatch.setattr(bench.host, "block", late)
+    most, ended = transfers_module.MAX_SAVES_IN_FLIGHT, threading.Event()
+
+    def plan(slots: range, is_needed: bool) -> None:
+        for slot in slots:
+            save = PageSave(0, slot, slot, 1, is_needed)
+            bench.pool = bench.mover.execute(TransferPlan(saves=(save,)), bench.pool)
+
+    plan(range(most + 3), is_needed=False)
+    given_up = bench.wait_for(3)
+    assert [message.save.slot for message in given_up] == [most, most + 1, most + 2]  # pyright: ignore
+    assert not any(message.is_ok for message in given_up)  # pyright: ignore
+
+    def save_what_is_needed() -> None:
+        plan(range(most, most + 1), is_needed=True)
+        ended.set()
+
+    threading.Thread(target=save_what_is_needed, daemon=True).start()
+    assert not ended.wait(0.2), "a block that somebody waits for was given up"
+    may_go.set()
+    assert ended.wait(30)
+    assert all(message.is_ok for message in bench.wait_for(most + 1))  # pyright: ignore
+
+
 def test_memory_that_damages_or_moves_what_is_put_there_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -172,6 +172,10 @@ class HostIndex:
         """A waiting sequence will need the block: admit it and keep it. Claims count."""
         self._claims[name] += 1
 
+    def is_claimed(self, name: BlockHash) -> bool:
+        """Whether a waiting sequence will need the block."""
+        return name in self._claims
+
     def unclaim(self, name: BlockHash) -> None:
         """Undo one `claim`."""
         assert self._claims[name] > 0, "a block is unclaimed more often than claimed"

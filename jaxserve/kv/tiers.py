@@ -50,7 +50,8 @@ class Mover(Protocol):
 
     @property
     def has_room(self) -> bool:
-        """A save can start at once; otherwise it holds the engine up until another one is done."""
+        """A save can start at once; otherwise it holds the engine up until another one is done, if
+        it is needed, and else is given up."""
         ...
 
     def stage(self, piece_id: int, slots: Sequence[int]) -> None:
@@ -216,7 +217,8 @@ class Tiers:
         if slot is None:
             self.counters.saves_dropped += 1
             return
-        save = PageSave(group, page, slot, self.host.generation(slot))
+        generation, is_needed = self.host.generation(slot), self.host.is_claimed(name)
+        save = PageSave(group, page, slot, generation, is_needed)
         self._saves.append(save)
         self._saving[save] = name
         self._saving_names[name] += 1

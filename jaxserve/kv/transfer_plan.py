@@ -8,12 +8,17 @@ from jaxtyping import Int32
 
 
 class PageSave(NamedTuple):
-    """Copy a page of a group into a host slot, as its content is before the step runs."""
+    """Copy a page of a group into a host slot, as its content is before the step runs.
+
+    A save that is needed (a preempted sequence waits for the block) is worth holding the step up
+    for; others are given up where too many are on their way.
+    """
 
     group: int
     page: int
     slot: int
     generation: int
+    is_needed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
