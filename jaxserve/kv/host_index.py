@@ -200,6 +200,12 @@ class HostIndex:
         self._settle(slot)
         return True
 
+    def forget_partial(self, name: BlockHash) -> None:
+        """Make room for the whole block if only some groups of it are here and nobody uses them."""
+        slot = self._slots.get(name)
+        if slot is not None and not self.is_complete(name) and self._may_leave(name):
+            self.forget(name)
+
     def names(self) -> Iterator[BlockHash]:
         """The names of all resident blocks."""
         return (name for name, slot in self._slots.items() if self._resident[slot])

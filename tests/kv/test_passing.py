@@ -1,9 +1,11 @@
 """Blocks that the host's policy does not want: the stores hear of them all the same."""
 
+import numpy as np
+
 from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.messages import Saved
 from jaxserve.kv.policy.factory import make_policy
-from tests.scheduler.fake_tiers import FakeTiers
+from tests.scheduler.fake_tiers import STORE, FakeTiers
 
 NUM_SLOTS = 4
 
@@ -45,3 +47,22 @@ def test_a_slot_for_what_somebody_waits_for_needs_no_admission():
     index = HostIndex(NUM_SLOTS, 1, make_policy("lru?store_threshold=2", NUM_SLOTS))
     assert index.reserve(b"a" * 32, 1) is None
     assert index.reserve(b"b" * 32, 1, is_needed=True) is not None
+
+
+def test_a_block_of_which_the_host_has_a_part_is_fetched_whole_from_a_store():
+    fake = FakeTiers(NUM_SLOTS, 2, 4, has_store=True, lateness=0.0)
+    name = bytes([1]) * 32
+    fake.records[name] = np.array([[5] * 4, [6] * 4])
+    fake._known.add(name)
+    fake.tiers.evicted(0, 0, name)
+    for planned in fake.tiers.collect_saves(lambda group, page: None):
+        fake.tiers.inbox.append(Saved(planned, True))
+    fake.tiers.poll()
+    assert fake.tiers.host.has(name, 0) and not fake.tiers.host.has(name, 1)
+    piece = fake.tiers.start_piece([name], 0, 1, STORE)
+    assert piece is not None, "it would be computed, though a store has it"
+    fake.tick(everything=True)
+    fake.tiers.poll()
+    assert fake.tiers.host.is_complete(name)
+    fake.tiers.give_up(piece)
+    fake.check_idle()
