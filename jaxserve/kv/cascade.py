@@ -212,12 +212,26 @@ class StoreCascade:
     # --- looking up ---
 
     def look_up(self, ticket: int, names: Sequence[BlockHash]) -> bool:
-        """Ask the stores for blocks of which nothing is known; True: answers `LookedUp`."""
+        """Ask the stores for blocks of which nothing is known; True: answers `LookedUp`.
+
+        Stores that know at once have answered when this returns.
+        """
         wanted = tuple(name for name in names if name not in self._known)
         if not wanted:
             return False
         look_up = _LookUp(ticket, wanted, 1, [0] * len(wanted))
+        at_once = [worker.probe_at_once(wanted) for worker in self.workers]
+        for index, found in enumerate(at_once):
+            if found is not None:
+                look_up.answered |= 1 << index
+                for i, is_there in enumerate(found):
+                    look_up.found[i] |= is_there << index
+        self.note_found(wanted, look_up.found)
+        if None not in at_once:
+            return False
         for index, worker in enumerate(self.workers):
+            if at_once[index] is not None:
+                continue
             with self._lock:
                 look_up.num_waiting += 1
 

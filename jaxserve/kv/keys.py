@@ -130,7 +130,8 @@ class KeyFolder:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._folder.stat().st_mode & 0o077:
                 raise ConfigError(
-                    f"Others than its owner may use the key folder {folder}. Expected mode 0700: "
+                    f"Others than its owner may use the key folder {folder}; expected a folder of "
+                    f"its own with mode 0700: name a new one or, if nothing else uses this one, "
                     f"`chmod 700 {folder}`."
                 )
             check = self._folder / _CHECK_FILE

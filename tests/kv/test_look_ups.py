@@ -1,8 +1,10 @@
 """Look-ups over several stores: who waits for whom."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from jaxserve.kv.cascade import StoreCascade
 from jaxserve.kv.host_index import HostIndex
 from jaxserve.kv.messages import LookedUp, Message
 from jaxserve.kv.policy.factory import make_policy
+from jaxserve.kv.stores.disk import DiskStore
 from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
 from jaxserve.kv.stores.url import open_worker
 from jaxserve.kv.tiers import PROMPT_ANSWER_S, Tiers
@@ -115,3 +118,28 @@ def test_a_step_waits_only_for_fresh_look_ups_of_prompt_stores(seconds: float, i
     tiers.inbox.append(LookedUp(ticket, tuple(NAMES), (0, 0, 0)))
     tiers.poll()
     assert not tiers.expects_answers and not tiers.is_looking(ticket)
+
+
+def test_a_disk_store_says_at_once_what_it_has_and_nobody_waits(tmp_path: Path):
+    inbox: deque[Message] = deque()
+    workers = [open_worker(f"file://{tmp_path}/kv?max_bytes=2MiB")]
+    arrived = threading.Event()
+    slot = memoryview(bytearray(8192))
+    cascade = StoreCascade(workers, bytes(16), lambda _: slot, len(slot), inbox, arrived.set)
+    cascade.offer(NAMES[0], 0)
+    assert arrived.wait(10)
+    inbox.clear()
+    assert not cascade.look_up(1, NAMES), "it answers later what it could say now"
+    assert not inbox
+    assert [cascade.where(name) for name in NAMES] == ["disk", None, None]
+    store = workers[0].store
+    assert isinstance(store, DiskStore)
+    with store._lock:  # a thread of the store is at work
+        assert cascade.look_up(2, NAMES[1:])
+        assert not any(isinstance(m, LookedUp) and m.ticket == 2 for m in inbox)
+    until_s = time.monotonic() + 10
+    while not any(isinstance(m, LookedUp) and m.ticket == 2 for m in inbox):
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+    cascade.close()
+    assert cascade.workers[0].probe_at_once(NAMES) is None, "a closed store says nothing"

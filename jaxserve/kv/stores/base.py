@@ -135,3 +135,11 @@ class Store(Protocol):
     def close(self) -> None:
         """Flush and release everything; no other call may follow."""
         ...
+
+
+class InMemoryIndex(Protocol):
+    """What a store may offer beside, if it knows without asking anybody what it has."""
+
+    def probe_at_once(self, keys: Sequence[BlockHash]) -> list[bool] | None:
+        """As `Store.probe`, but never waits; None: not now."""
+        ...

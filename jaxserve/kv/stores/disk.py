@@ -94,13 +94,24 @@ class DiskStore:
 
     def probe(self, keys: Sequence[BlockHash]) -> list[bool]:
         with self._lock:
-            self._check_open()
-            now_s = self._clock()
-            found = [self._find_unexpired(key, now_s) is not None for key in keys]
-            for key, is_there in zip(keys, found, strict=True):
-                if not is_there:
-                    self._index.miss(key)
-            return found
+            return self._probe(keys)
+
+    def probe_at_once(self, keys: Sequence[BlockHash]) -> list[bool] | None:
+        if not self._lock.acquire(blocking=False):  # whoever has it may be waiting for the disk
+            return None
+        try:
+            return self._probe(keys)
+        finally:
+            self._lock.release()
+
+    def _probe(self, keys: Sequence[BlockHash]) -> list[bool]:
+        self._check_open()
+        now_s = self._clock()
+        found = [self._find_unexpired(key, now_s) is not None for key in keys]
+        for key, is_there in zip(keys, found, strict=True):
+            if not is_there:
+                self._index.miss(key)
+        return found
 
     def get(self, keys: Sequence[BlockHash], buffers: Sequence[memoryview]) -> list[int]:
         reads: list[Read] = []

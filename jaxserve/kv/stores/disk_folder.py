@@ -25,8 +25,9 @@ def lock_folder(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_mode & 0o077:
             raise ConfigError(
-                f"Others than its owner may use the KV store's folder {folder}; expected mode "
-                f"0700: `chmod 700 {folder}`."
+                f"Others than its owner may use the KV store's folder {folder}; expected a folder "
+                f"of its own with mode 0700: name a new one or, if nothing else uses this one, "
+                f"`chmod 700 {folder}`."
             )
     except BlockingIOError:
         os.close(descriptor)

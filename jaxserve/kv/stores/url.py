@@ -55,6 +55,20 @@ def _text(name: str, text: str) -> str:
     return text
 
 
+def _patience(name: str, text: str) -> float:
+    seconds = as_seconds(name, text)
+    if not seconds:
+        raise ConfigError(f"{name} is {text!r:.60}; expected a duration above 0, such as 0.5s.")
+    return seconds
+
+
+def _web_address(name: str, text: str) -> str:
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.netloc):
+        raise ConfigError(f"{name} is {text!r:.100}; expected e.g. http://host:port")
+    return text
+
+
 def _readable(name: str, text: str) -> str:
     try:
         with open(text, "rb"):
@@ -74,15 +88,15 @@ _WORKER: dict[str, tuple[str, Parse]] = {
     "write_threads": ("num_write_threads", _threads),
     "queue_bytes": ("max_queued_write_bytes", as_bytes),
     "scratch_bytes": ("scratch_bytes", as_bytes),
-    "probe_timeout": ("probe_timeout_s", as_seconds),
-    "get_timeout": ("get_timeout_s", as_seconds),
-    "put_timeout": ("put_timeout_s", as_seconds),
+    "probe_timeout": ("probe_timeout_s", _patience),
+    "get_timeout": ("get_timeout_s", _patience),
+    "put_timeout": ("put_timeout_s", _patience),
 }
 _RECORDS: dict[str, tuple[str, Parse]] = {
     "max_bytes": ("max_bytes", as_bytes),
     "policy": ("policy", _policy),
     "ttl": ("ttl_s", as_seconds),
-    "timeout": ("timeout_s", as_seconds),
+    "timeout": ("timeout_s", _patience),
     "refresh": ("refresh_s", as_seconds),
 }
 _BUCKET: dict[str, tuple[str, Parse]] = {
@@ -90,14 +104,14 @@ _BUCKET: dict[str, tuple[str, Parse]] = {
     "concurrency": ("concurrency", lambda name, text: as_count(name, text, 1, 1024)),
 }
 _S3: dict[str, tuple[str, Parse]] = _BUCKET | {
-    "endpoint": ("endpoint", _text),
+    "endpoint": ("endpoint", _web_address),
     "region": ("region", _text),
     "profile": ("profile", _text),
     "anonymous": ("anonymous", _flag),
 }
 _VALKEY: dict[str, tuple[str, Parse]] = {
     **{key: _RECORDS[key] for key in ("max_bytes", "policy", "ttl", "timeout")},
-    "connect_timeout": ("connect_timeout_s", as_seconds),
+    "connect_timeout": ("connect_timeout_s", _patience),
     "connections": ("connections", _threads),
     "prefix": ("prefix", _text),
     "password_env": ("password_env", _text),
@@ -163,6 +177,8 @@ def parse_address(url: str, clock: Callable[[], float] = time.time) -> StoreAddr
     Raises:
         ConfigError: no URL, an unknown scheme (with the valid ones), or a bad common option.
     """
+    if not url.isprintable():
+        raise ConfigError(f"KV store {url!r:.100} has characters that no URL has")
     scheme, colon, _ = url.partition("://")
     scheme = scheme.lower()
     if not colon:
@@ -277,8 +293,9 @@ def _make_private(folder: str, address: StoreAddress) -> None:
         raise StoreError(f"KV store {address.shown} cannot be made: {error.strerror}") from error
     if mode & 0o077:
         raise ConfigError(
-            f"Others than its owner may use the folder of KV store {address.shown}; expected mode "
-            f"0700: `chmod 700 {folder}`."
+            f"Others than its owner may use the folder of KV store {address.shown}; expected a "
+            f"folder of its own with mode 0700: name a new one or, if nothing else uses this one, "
+            f"`chmod 700 {folder}`."
         )
 
 

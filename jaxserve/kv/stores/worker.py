@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from jaxserve.errors import StoreError
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.copying import copy_into
 from jaxserve.kv.stores.base import PutStatus, SealedRecord, Store
@@ -30,6 +31,9 @@ from jaxserve.kv.stores.tasks import Operation, Outcome, Scratch, Task, batches
 _LOG = logging.getLogger(__name__)
 _ANY_KEY = bytes(32)
 LONG_CALL_S = 0.1
+MOST_AT_ONCE = 1024
+"""Keys that are looked up on the caller's thread: a few milliseconds."""
+
 MOST_PIECEMEAL_COST = 1.25
 """Most that a record may cost in a short call, in relation to a long one."""
 
@@ -64,11 +68,25 @@ class StoreWorker:
         priors = {Operation.PROBE: probes, Operation.GET: loads, Operation.PUT: loads}
         self._costs = {kind: OperationCosts(prior, clock) for kind, prior in priors.items()}
         self._clock = clock
+        self._probe_at_once: Callable[[Sequence[BlockHash]], list[bool] | None] | None
+        self._probe_at_once = getattr(store, "probe_at_once", None)  # see InMemoryIndex
         self._stats = StatsCounter()
         self._num_on_time = 0  # loads in a row
         self._dispatch = Dispatcher(
             self.name, limits, clock, lambda: store.probe([_ANY_KEY]), store.sweep, self._stats
         )
+
+    def probe_at_once(self, keys: Sequence[BlockHash]) -> list[bool] | None:
+        """Which keys are there, if the store knows without asking anybody; else None."""
+        if self._probe_at_once is None or len(keys) > MOST_AT_ONCE:
+            return None
+        with self._dispatch.lock:
+            if not self._dispatch.takes_loads():
+                return None
+        try:
+            return self._probe_at_once(keys)
+        except StoreError:
+            return None
 
     def submit_probe(
         self,

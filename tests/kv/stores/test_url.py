@@ -35,6 +35,10 @@ from tests.kv.stores.records import payload, read, record
         ("valkey://localhost/zero", "host:port"),
         ("valkey://localhost?password_env=NOT_SET_ANYWHERE", "NOT_SET_ANYWHERE is not set"),
         ("fault+memory://?error_rate=2", "from 0 to 1"),
+        ("memory://?get_timeout=0s", "above 0"),
+        ("s3://bucket?endpoint=ftp://somewhere", "http://host:port"),
+        ("file:///var/cache/\0", "characters that no URL has"),
+        ("file:///usr?max_bytes=1GiB", "of its own"),
         ("fault+foo://", "unknown KV store scheme 'foo'"),
     ],
 )
