@@ -68,7 +68,11 @@ def test_a_sequence_that_is_preempted_while_it_loads_loads_again():
     sim = restarted(filled_store())
     assert sim.tiers is not None
     held: list[tuple] = []
-    stage, sim.tiers.stage = sim.tiers.stage, lambda *piece: held.append(piece)
+
+    def hold(piece_id: int, slots) -> None:
+        held.append((piece_id, slots))
+
+    stage, sim.tiers.stage = sim.tiers.stage, hold
     sim.add("loading", prompt(60), priority=1, max_tokens=3)
     while not held:
         sim.step()
