@@ -131,6 +131,19 @@ class LoadPlanner:
         self.counts = {choice.value: 0 for choice in Choice}
         """Decisions that were carried out; a sequence that cannot start yet is decided again."""
 
+    def is_worth_asking(self, first: int, end: int, num_tokens: int, least_load_s: float) -> bool:
+        """Whether a sequence could gain by blocks [first, end) that some store may have.
+
+        Args:
+            least_load_s: what loading the smallest piece takes. More may be loaded while the head
+                is computed, but if not even that pays, asking only takes time from the step.
+        """
+        if self.mode != "auto":
+            return self.mode == "load"
+        if not self.prefill.num_observed:
+            return True
+        return least_load_s < self._compute_s(first, num_tokens) - self._compute_s(end, num_tokens)
+
     def look_up_wait_s(
         self,
         first: int,

@@ -88,14 +88,16 @@ class PrefixFinder:
         if not tiers.has_stores:
             return
         tiers.label(names, seq.tenant)
-        num_device = self._pager.index.longest_prefix(names)
-        if num_device < len(names) and self.planner.mode != "recompute":
+        num_device, num_tokens = self._pager.index.longest_prefix(names), len(seq.tokens)
+        num_asked = len(names) - num_device
+        if num_asked and self.planner.is_worth_asking(
+            num_device, len(names), num_tokens, tiers.estimate_found_s(1)
+        ):
             seq.look_up = tiers.look_up(names[num_device:])
-            num_asked = len(names) - num_device
             wait_s = self.planner.look_up_wait_s(
                 num_device,
                 len(names),
-                len(seq.tokens),
+                num_tokens,
                 tiers.estimate_look_up_s(num_asked),
                 load_s=tiers.estimate_found_s(num_asked),
                 hit_share=tiers.look_up_hit_share,

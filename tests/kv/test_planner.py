@@ -165,6 +165,15 @@ def test_a_short_request_waits_only_for_stores_that_have_kept_their_word():
     assert decision.wait_s <= MAX_IDLE_S and decision.patience_s <= MAX_IDLE_S
 
 
+def test_stores_are_not_asked_for_what_would_take_longer_to_load_than_to_compute():
+    assert not planner().is_worth_asking(0, 2, 40, SHORT_S)
+    assert planner().is_worth_asking(0, 2, 40, 0.1 * SHORT_S)
+    assert planner().is_worth_asking(0, 250, 4000, SHORT_S), "a part of it would pay"
+    assert planner("load").is_worth_asking(0, 2, 40, 1.0)
+    assert not planner("recompute").is_worth_asking(0, 250, 4000, 0.0)
+    assert LoadPlanner(16).is_worth_asking(0, 2, 40, 1.0), "nothing has been measured yet"
+
+
 def test_nobody_waits_for_look_ups_that_never_find_anything():
     look_up_s = 0.05 * true_seconds(0, 4000)
     assert planner().look_up_wait_s(0, 250, 4000, look_up_s, hit_share=1.0) > look_up_s
