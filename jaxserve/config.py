@@ -120,6 +120,9 @@ class ServerConfig:
     admin_key: str | None = setting(
         None, "another key, for /admin routes (`jaxserve kv`); without it there are none"
     )
+    max_stored_responses: int = setting(
+        1000, "answers of /v1/responses that can be asked for again; at most 64 MiB; 0: none"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ class Config:
         _at_least(1, scheduler=self.scheduler, names=("max_num_seqs", "max_num_batched_tokens"))
         _at_least(0, scheduler=self.scheduler, names=("max_num_waiting",))
         _at_least(1, parallel=self.parallel, names=("tensor_parallel_size",))
-        _at_least(0, server=self.server, names=("port",))
+        _at_least(0, server=self.server, names=("port", "max_stored_responses"))
         if self.scheduler.max_num_batched_tokens < self.scheduler.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.scheduler.max_num_batched_tokens}, less than "

@@ -3,7 +3,7 @@
 Whoever makes an `Answers` closes it; closing aborts what is not finished. Knows nothing of HTTP.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 from jaxserve.outputs import OutputDelta, OutputProcessor, merge_deltas
@@ -39,7 +39,7 @@ class Answers:
         """Hand requests to the engine; returns once it has taken them (see EngineBridge.submit)."""
         return cls(requests, tokenizer, bridge, await bridge.submit(requests))
 
-    async def deltas(self) -> AsyncIterator[AnswerDelta]:
+    async def deltas(self) -> AsyncGenerator[AnswerDelta, None]:
         """What comes out, until all answers have ended: a row of tokens is one delta if it can be.
 
         Raises:

@@ -17,14 +17,28 @@ import jaxserve
 from jaxserve.errors import EngineDeadError, RequestError, StoreError
 from jaxserve.llm import EngineLike
 from jaxserve.server.admin import add_admin_routes
+from jaxserve.server.anthropic import AnthropicFront
 from jaxserve.server.chat import chat_completions
 from jaxserve.server.completions import completions
 from jaxserve.server.context import Context
 from jaxserve.server.embeddings import EmbeddingRequest, embeddings
 from jaxserve.server.errors import ApiError, from_exception, from_validation, unavailable
 from jaxserve.server.guard import REQUEST_ID, App, Guard
+from jaxserve.server.messages import (
+    CountTokensRequest,
+    MessagesRequest,
+    count_tokens,
+    messages,
+)
 from jaxserve.server.metrics import METRICS_TYPE
 from jaxserve.server.openai import ChatCompletionRequest, CompletionRequest
+from jaxserve.server.responses import (
+    ResponsesRequest,
+    delete_response,
+    get_response,
+    list_input_items,
+    responses,
+)
 from jaxserve.server.streaming import ClientGoneError
 from jaxserve.server.tokenization import (
     DetokenizeRequest,
@@ -44,7 +58,8 @@ def create_app(engine: EngineLike) -> App:
     Its API key and admin key are those in the engine's config.
     """
     server = engine.config.server
-    return Guard(_routes(engine), api_key=server.api_key, admin_key=server.admin_key)
+    guard = Guard(_routes(engine), api_key=server.api_key, admin_key=server.admin_key)
+    return AnthropicFront(guard)
 
 
 def _routes(engine: EngineLike) -> FastAPI:
@@ -101,11 +116,40 @@ def _routes(engine: EngineLike) -> FastAPI:
     async def metrics(request: Request) -> Response:
         return Response(await context_of(request).metrics(), media_type=METRICS_TYPE)
 
+    _add_other_apis(app, context_of)
     _add_small_routes(app, context_of)
 
     if engine.config.server.admin_key is not None:
         add_admin_routes(app, context_of)
     return app
+
+
+def _add_other_apis(app: FastAPI, context_of: Callable[[Request], Context]) -> None:
+    """OpenAI's responses and Anthropic's messages."""
+
+    @app.post("/v1/responses", response_model=None)
+    async def post_responses(body: ResponsesRequest, request: Request) -> Response:
+        return await responses(context_of(request), body, request)
+
+    @app.get("/v1/responses/{response_id}", response_model=None)
+    async def get_stored(response_id: str, request: Request) -> Response:
+        return get_response(context_of(request), response_id, request)
+
+    @app.delete("/v1/responses/{response_id}", response_model=None)
+    async def delete_stored(response_id: str, request: Request) -> Response:
+        return delete_response(context_of(request), response_id, request)
+
+    @app.get("/v1/responses/{response_id}/input_items", response_model=None)
+    async def get_input_items(response_id: str, request: Request) -> Response:
+        return list_input_items(context_of(request), response_id, request)
+
+    @app.post("/v1/messages", response_model=None)
+    async def post_messages(body: MessagesRequest, request: Request) -> Response:
+        return await messages(context_of(request), body, request)
+
+    @app.post("/v1/messages/count_tokens", response_model=None)
+    async def post_count_tokens(body: CountTokensRequest, request: Request) -> Response:
+        return await count_tokens(context_of(request), body)
 
 
 def _add_small_routes(app: FastAPI, context_of: Callable[[Request], Context]) -> None:

@@ -15,6 +15,7 @@ from jaxserve.server.answers import Answers
 from jaxserve.server.bridge import EngineBridge
 from jaxserve.server.metrics import render
 from jaxserve.server.openai import SamplingFields, truncated
+from jaxserve.server.response_store import ResponseStore
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams
 
@@ -41,6 +42,7 @@ class Context:
     bridge: EngineBridge
     engine: EngineLike
     kv: "KVAdmin | None" = None
+    responses: ResponseStore = field(default_factory=lambda: ResponseStore(0))
     unknown_fields: set[str] = field(default_factory=set)
     created_s: int = field(default_factory=lambda: int(time.time()))
 
@@ -57,6 +59,7 @@ class Context:
             model_name=engine.model_name,
             draw_seed=DrawSeed(engine.config.runtime.seed),
             bridge=bridge,
+            responses=ResponseStore(engine.config.server.max_stored_responses),
             engine=engine,
             kv=_kv_admin(engine, bridge),
         )

@@ -17,7 +17,13 @@ MAX_MESSAGE_CHARS = 2000
 MAX_ERRORS_TOLD = 3
 RETRY_AFTER_S = 1
 
-STATUS_OF_CODE = {"queue_full": 429, "model_not_found": 404, "busy": 409, "unsupported_engine": 501}
+STATUS_OF_CODE = {
+    "queue_full": 429,
+    "model_not_found": 404,
+    "response_not_found": 404,
+    "busy": 409,
+    "unsupported_engine": 501,
+}
 TYPE_OF_STATUS = {
     401: "authentication_error",
     404: "not_found_error",

@@ -31,6 +31,11 @@ def sse(data: Any) -> bytes:
     return b"data: " + to_json(data) + b"\n\n"
 
 
+def named_event(event: dict[str, Any]) -> bytes:
+    """An event whose name is the `type` of what it carries."""
+    return b"event: %s\n" % event["type"].encode() + sse(event)
+
+
 def to_json(data: Any) -> bytes:
     return json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode()
 
