@@ -13,7 +13,7 @@ OUT ?= kv_policies.json
 AOT_JAX ?= 0.10.2
 AOT_PYTHON ?= $(if $(filter 0.10.2,$(AOT_JAX)),$(PYTHON),$(PYTHON_NEXT))
 
-.PHONY: demo test test-all lint bench kernels-aot test-kernels kv-policies parity prove train docs clean
+.PHONY: demo test test-all lint bench kernels-aot test-kernels kv-policies parity lm-eval prove train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -56,6 +56,10 @@ test-kernels: $(VENV)/.installed-dev
 
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.parity.run
+
+# lm_eval over the endpoints, with tasks of our own; it gets an environment of its own (with torch).
+lm-eval: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.lm_eval.run $(ARGS)
 
 # The KV tiers' proofs at full count: 500 requests over every combination of tiers; kills, mutations.
 prove: $(VENV)/.installed-dev

@@ -96,6 +96,10 @@ class ChatTemplate:
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
 
+    def source(self, name: str) -> str | None:
+        """The text of a template, if there is one of that name."""
+        return self._sources.get(name)
+
     def render(
         self,
         messages: Sequence[Message],

@@ -120,6 +120,16 @@ class Tokenizer:
             return bytes([int(match[1], 16)])
         return token.replace("\u2581", " ").encode()
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token, ... as the checkpoint names them."""
+        return dict(self._special_tokens)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the usual template, if there is one."""
+        return self._template.source(DEFAULT)
+
     def token_names(self, token_ids: Sequence[int]) -> list[str]:
         """What the vocabulary calls these tokens; "" for ids that it does not have."""
         if self._backend is None:

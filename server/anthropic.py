@@ -1,4 +1,4 @@
-"""Makes Anthropic's clients feel at home on /v1/messages: their key header and their errors.
+"""Makes Anthropic's clients feel at home: their key header, and on /v1/messages their errors.
 
 An ASGI layer around everything else, so that it holds for every refusal, wherever it is made.
 """
@@ -35,9 +35,10 @@ class AnthropicFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] == "http" and (path == MESSAGES or path.startswith(MESSAGES + "/")):
+        if scope["type"] == "http":
             scope["headers"] = _with_bearer(scope["headers"])
-            send = _Rewriter(send).send
+            if path == MESSAGES or path.startswith(MESSAGES + "/"):
+                send = _Rewriter(send).send
         await self._app(scope, receive, send)
 
 

@@ -6,6 +6,7 @@ create_app(engine) -> ASGI app; the engine runs from start-up to shut-down of th
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -45,6 +46,7 @@ from jaxserve.server.tokenization import (
     TokenizeRequest,
     detokenize,
     tokenize,
+    tokenizer_info,
 )
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,14 @@ def _routes(engine: EngineLike) -> FastAPI:
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": [_model(context_of(request))]}
+        model = _model(context_of(request))
+        return {
+            "object": "list",
+            "data": [model],
+            "has_more": False,
+            "first_id": model["id"],
+            "last_id": model["id"],
+        }
 
     @app.get("/v1/models/{name:path}")
     async def show_model(request: Request, name: str) -> dict[str, Any]:
@@ -167,6 +176,10 @@ def _add_small_routes(app: FastAPI, context_of: Callable[[Request], Context]) ->
     async def post_detokenize(body: DetokenizeRequest, request: Request) -> Response:
         return await detokenize(context_of(request), body)
 
+    @app.get("/tokenizer_info", response_model=None)
+    async def get_tokenizer_info(request: Request) -> Response:
+        return tokenizer_info(context_of(request))
+
     @app.get("/version")
     async def version() -> dict[str, str]:
         return {"version": jaxserve.__version__}
@@ -177,12 +190,19 @@ def _add_small_routes(app: FastAPI, context_of: Callable[[Request], Context]) ->
 
 
 def _model(context: Context) -> dict[str, Any]:
+    """The model as OpenAI's, vLLM's and Anthropic's clients know it."""
+    created = datetime.fromtimestamp(context.created_s, UTC)
     return {
         "id": context.model_name,
         "object": "model",
         "created": context.created_s,
         "owned_by": "jaxserve",
+        "root": context.model_name,
+        "parent": None,
         "max_model_len": context.limits.max_model_len,
+        "type": "model",
+        "display_name": context.model_name,
+        "created_at": created.isoformat().replace("+00:00", "Z"),
     }
 
 

@@ -67,6 +67,20 @@ async def tokenize(context: Context, body: TokenizeRequest) -> Response:
     return Response(to_json(response), media_type="application/json")
 
 
+def tokenizer_info(context: Context) -> Response:
+    """What clients that render chats themselves ask: special tokens, the chat template, limits."""
+    tokenizer = context.tokenizer
+    response = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token")),
+        **tokenizer.special_tokens,
+        "chat_template": tokenizer.chat_template,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": context.limits.max_model_len,
+    }
+    return Response(to_json(response), media_type="application/json")
+
+
 async def detokenize(context: Context, body: DetokenizeRequest) -> Response:
     """The text of token ids, special tokens included."""
     context.check_model(body.model)

@@ -112,6 +112,12 @@ def test_tokenize_gives_the_ids_that_chat_would_see(post: Any, engine: FakeEngin
     assert post("/detokenize", {"tokens": [-1]}, 400)["error"]["param"] == "tokens.0"
 
 
+def test_who_renders_chats_itself_gets_the_template_and_special_tokens(serve: Any, engine: Any):
+    info = ask(serve, engine, "GET", "/tokenizer_info").json()
+    assert info["eos_token"] == "<|end|>" and info["pad_token"] is None
+    assert "message['role']" in info["chat_template"] and info["model_max_length"] == 256
+
+
 def test_load_balancers_get_their_answers(serve: Any, engine: FakeEngine):
     for method in ("GET", "POST"):
         assert ask(serve, engine, method, "/ping").status_code == 200

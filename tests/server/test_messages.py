@@ -139,6 +139,12 @@ def test_tokens_are_counted_as_the_answer_would_count_them(
     assert counted.input_tokens == len(engine.added[0].prompt_ids)
 
 
+def test_the_model_is_listed_as_anthropics_client_reads_it(client: anthropic.Anthropic):
+    (model,) = client.models.list().data
+    assert model.id == "fake" and model.type == "model" and model.created_at.year >= 2024
+    assert client.models.retrieve("fake").display_name == "fake"
+
+
 def test_errors_are_anthropics_own(live: Live, client: anthropic.Anthropic):
     with pytest.raises(anthropic.NotFoundError) as not_found:
         client.messages.create(model="other", max_tokens=5, messages=USER)
@@ -154,6 +160,9 @@ def test_errors_are_anthropics_own(live: Live, client: anthropic.Anthropic):
     image: Any = [{"role": "user", "content": [{"type": "image", "source": {}}]}]
     with pytest.raises(anthropic.BadRequestError, match="image"):
         client.messages.create(model="fake", max_tokens=5, messages=image)
+    keyed = {"x-api-key": "key"}  # as older clients send it
+    assert httpx.get(f"{live.url}/v1/models", headers=keyed).status_code == 200
+    assert httpx.get(f"{live.url}/v1/models", headers={"x-api-key": "no"}).status_code == 401
     plain = httpx.post(f"{live.url}/v1/messages", json={}, headers={"x-api-key": "key"})
     assert plain.status_code == 400 and plain.json()["error"]["type"] == "invalid_request_error"
 
