@@ -33,6 +33,7 @@ from jaxserve.server.messages import (
 )
 from jaxserve.server.metrics import METRICS_TYPE
 from jaxserve.server.openai import ChatCompletionRequest, CompletionRequest
+from jaxserve.server.page import add_page_routes
 from jaxserve.server.responses import (
     ResponsesRequest,
     delete_response,
@@ -69,6 +70,7 @@ def _routes(engine: EngineLike) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.context = context = Context.of_engine(engine)
         yield
+        context.live.close()
         await context.bridge.stop()
 
     app = FastAPI(
@@ -125,6 +127,7 @@ def _routes(engine: EngineLike) -> FastAPI:
     async def metrics(request: Request) -> Response:
         return Response(await context_of(request).metrics(), media_type=METRICS_TYPE)
 
+    add_page_routes(app, context_of)
     _add_other_apis(app, context_of)
     _add_small_routes(app, context_of)
 

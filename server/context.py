@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from jaxserve.errors import RequestError
+from jaxserve.errors import EngineDeadError, RequestError
+from jaxserve.kv.stats import KVStats
 from jaxserve.llm import EngineLike, limits_of
 from jaxserve.requests import DrawSeed, Limits, check_token_ids, make_requests
+from jaxserve.scheduler.stats import SchedulerStats
 from jaxserve.server.answers import Answers
 from jaxserve.server.bridge import EngineBridge
+from jaxserve.server.live import LiveFeed, Picture, picture
 from jaxserve.server.metrics import render
 from jaxserve.server.openai import SamplingFields, truncated
 from jaxserve.server.response_store import ResponseStore
@@ -31,6 +34,13 @@ LONG_TEXT_CHARS = 8192
 """Longer texts are tokenised in a thread, so that other streams go on."""
 
 
+class Counted(NamedTuple):
+    """What an engine counts; None: it has nothing to tell."""
+
+    engine: SchedulerStats | None
+    kv: KVStats | None
+
+
 @dataclass
 class Context:
     """Made when the server starts, on its event loop."""
@@ -45,6 +55,10 @@ class Context:
     responses: ResponseStore = field(default_factory=lambda: ResponseStore(0))
     unknown_fields: set[str] = field(default_factory=set)
     created_s: int = field(default_factory=lambda: int(time.time()))
+    live: LiveFeed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.live = LiveFeed(self.picture)
 
     @classmethod
     def of_engine(cls, engine: EngineLike) -> "Context":
@@ -66,17 +80,22 @@ class Context:
 
     async def metrics(self) -> bytes:
         """What the engine counts, as Prometheus text."""
-        engine, bridge = self.engine, self.bridge
+        return await beside(lambda: render(*self._counted(), self.bridge.num_live))
 
-        def read() -> bytes:
-            stats = getattr(engine, "stats", None)
-            kv_stats = getattr(engine, "kv_stats", None)
-            if stats is None or kv_stats is None:
-                return render(None, None, bridge.num_live)
-            counted = bridge.run(lambda: (stats(), kv_stats()))
-            return render(*counted, bridge.num_live)
+    async def picture(self) -> Picture:
+        """What the engine counts, for people who watch it; raises EngineDeadError."""
+        if self.bridge.error is not None:
+            raise EngineDeadError("the engine has stopped; the server must be restarted")
+        engine, kv = await beside(self._counted)
+        return picture(self.engine.config, engine, kv, self.bridge.num_live, time.time())
 
-        return await beside(read)
+    def _counted(self) -> "Counted":
+        """Read on the engine's thread; waits, so it is not for the event loop."""
+        stats = getattr(self.engine, "stats", None)
+        kv_stats = getattr(self.engine, "kv_stats", None)
+        if stats is None or kv_stats is None:
+            return Counted(None, None)
+        return self.bridge.run(lambda: Counted(stats(), kv_stats()))
 
     def check_model(self, name: str | None) -> None:
         """Raises RequestError if a request names another model."""

@@ -19,6 +19,7 @@ RETRY_AFTER_S = 1
 
 STATUS_OF_CODE = {
     "queue_full": 429,
+    "too_many_watchers": 429,
     "model_not_found": 404,
     "response_not_found": 404,
     "busy": 409,

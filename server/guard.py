@@ -1,8 +1,8 @@
 """The outermost ASGI layer: keys, body size, content type, request id. No request passes it by.
 
 Decides on the path the server routes by, never on a rebuilt URL. Knows nothing of the endpoints,
-except that health checks need no key, and that everything below /admin needs the admin key, which
-no other key can stand for.
+except that health checks and the files of the web page need no key, and that everything below
+/admin needs the admin key, which no other key can stand for.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 32 << 20
 JSON = b"application/json"
-OPEN_PATHS = frozenset({"/health", "/ping"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/"})
+OPEN_BELOW = "/web/"
 ADMIN, METRICS = "/admin", "/metrics"
 REQUEST_ID = "jaxserve.request_id"
 
@@ -96,7 +97,8 @@ class Guard:
     def _may_pass(self, path: str, is_admin: bool, headers: dict[bytes, bytes]) -> bool:
         if is_admin:
             return _has_key(headers, self._admin_digest)
-        if path in OPEN_PATHS or self._key_digest is None:
+        is_open = path in OPEN_PATHS or path.startswith(OPEN_BELOW)
+        if is_open or self._key_digest is None:
             return True
         is_known = _has_key(headers, self._key_digest)
         return is_known or (path == METRICS and _has_key(headers, self._admin_digest))
