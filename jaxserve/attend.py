@@ -2,7 +2,8 @@
 
 The cache that a model carries from layer to layer is the KV pool in its kernel view, the pages of
 each KV group. Under tensor parallelism each device keeps its own KV heads and attends with its own
-query heads; where the heads do not divide, every device does all of them.
+query heads; where the heads do not divide, every device does all of them. Latent pages have no heads
+to split: every device keeps them all, and attends with its own query heads.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.paged_attention.api import Backend
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, KVPages, RaggedRows
 from jaxserve.sharding import TENSOR_AXIS
-from jaxserve.types import KVGroup
+from jaxserve.types import KVGroup, LayerCache
 
 Cache = tuple[KVPages, ...]
-Attend = Callable[[Cache, int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Cache]]
+Attend = Callable[[Cache, int, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, Cache]]
 
 
 def open_cache(pool: KVPool) -> Cache:
@@ -70,7 +71,9 @@ def build_attend(
         for table in tables
     ]
 
-    def attend(cache: Cache, layer: int, q_tqh: jax.Array, k_tkh: jax.Array, v_tkh: jax.Array):
+    def attend(
+        cache: Cache, layer: int, q_tqh: jax.Array, k_tkh: jax.Array, v_tkh: jax.Array | None
+    ) -> tuple[jax.Array, Cache]:
         group, index = place[layer]
         spec = AttentionSpec(
             scale=model.layers[layer].scale,
@@ -79,10 +82,11 @@ def build_attend(
             window=group.cache.window,
             soft_cap=model.layers[layer].logit_soft_cap,
             needs_lse=False,
+            latent_dim=group.cache.latent_dim,
         )
         run = partial(_write_and_attend, backend=backend, spec=spec)
         if mesh is not None:
-            run = _per_device(run, mesh, group.cache.num_kv_heads)
+            run = _per_device(run, mesh, group.cache, num_q=q_tqh.shape[1])
         out_tqh, pages = run(
             cache[group.index],
             q_tqh,
@@ -101,7 +105,7 @@ def _write_and_attend(
     pages: KVPages,
     q_tqh: jax.Array,
     k_tkh: jax.Array,
-    v_tkh: jax.Array,
+    v_tkh: jax.Array | None,
     page_t: jax.Array,
     offset_t: jax.Array,
     rows: RaggedRows,
@@ -115,22 +119,25 @@ def _write_and_attend(
         return backend.ragged_paged_attention(q_tqh, pages, rows, spec).out_tqh, pages
 
 
-def head_axis(mesh: Mesh, num_kv_heads: int) -> str | None:
-    """The mesh axis that KV heads are split over, or None if they do not divide."""
-    return TENSOR_AXIS if num_kv_heads % mesh.shape[TENSOR_AXIS] == 0 else None
+def head_axis(mesh: Mesh, num_heads: int) -> str | None:
+    """The mesh axis that heads are split over, or None if they do not divide."""
+    return TENSOR_AXIS if num_heads % mesh.shape[TENSOR_AXIS] == 0 else None
 
 
 def _per_device(
     run: Callable[..., tuple[jax.Array, KVPages]],
     mesh: Mesh,
-    num_kv_heads: int,
+    cache: LayerCache,
+    num_q: int,
 ) -> Callable[..., tuple[jax.Array, KVPages]]:
-    heads = PartitionSpec(None, head_axis(mesh, num_kv_heads))
     replicated = PartitionSpec()
+    kv = q = PartitionSpec(None, head_axis(mesh, cache.num_kv_heads))
+    if cache.latent_dim is not None:
+        kv, q = replicated, PartitionSpec(None, head_axis(mesh, num_q))
     return jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(heads, heads, heads, heads, replicated, replicated, replicated),
-        out_specs=(heads, heads),
+        in_specs=(kv, q, kv, kv, replicated, replicated, replicated),
+        out_specs=(q, kv),
         check_vma=False,
     )

@@ -108,6 +108,7 @@ class StepProgram:
             batch.position,
             attend,
             open_cache(pool),
+            num_tokens=batch.row_len.sum(),
             kernels=self.kernels,
         )
         pool = close_cache(cache, pool)
@@ -396,7 +397,7 @@ class Runner:
             array.delete()
 
     def read_pages(self, group: int, pages: np.ndarray) -> np.ndarray:
-        """Copy pages of a KV group to the host: [len(pages), L, 2, K, P, H]."""
+        """Copy pages of a KV group to the host: [len(pages), L, parts, K, P, H]."""
         return np.asarray(self._device[group][pages])
 
 

@@ -28,6 +28,8 @@ RULES: dict[str, str | None] = {
     "embed": None,
     "head_dim": None,
     "layers": None,
+    "experts": None,
+    "latent": None,
 }
 """Logical axis of a weight -> mesh axis that splits it (None: never split)."""
 

@@ -206,11 +206,19 @@ class LayerCache:
     Attributes:
         num_kv_heads, head_dim: shape of one token's key (and value).
         window: a query at position p sees keys in (p - window, p]; None sees all.
+        latent_dim: keys alone are kept, and a value is so many entries of its key (multi-head
+            latent attention); None keeps both.
     """
 
     num_kv_heads: int
     head_dim: int
     window: int | None = None
+    latent_dim: int | None = None
+
+    @property
+    def parts(self) -> int:
+        """Vectors that are kept of each token and head."""
+        return 2 if self.latent_dim is None else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the readers of all dense families share: sizes, layer patterns, activation, end ids.
+"""What the readers of all families share: sizes, layer patterns, activation, end ids.
 
 A reader (see `families`) states how its family departs from Llama; `build` does the rest.
 """
@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.models.config import DecoderConfig, LayerSpec, NormSpec, QueryScaleSpec, RopeSpec
+from jaxserve.models.config import (
+    DecoderConfig,
+    ExpertsSpec,
+    LatentSpec,
+    LayerSpec,
+    NormSpec,
+    QueryScaleSpec,
+    RopeSpec,
+)
 from jaxserve.models.fields import Fields
 from jaxserve.models.rope import longest_context
 
@@ -90,6 +98,8 @@ def build(
     scale: float | None = None,
     soft_cap: float | None = None,
     query_scale: QueryScaleSpec | None = None,
+    latent: LatentSpec | None = None,
+    experts: Sequence[ExpertsSpec | None] | None = None,
     norm: NormSpec | None = None,
     act: str | None = None,
     tie: bool = False,
@@ -100,6 +110,8 @@ def build(
     Args:
         ropes, windows: one for all layers, or one per layer.
         scale: of q.k; default head_dim ** -0.5.
+        latent: of all layers; `shape.head_dim` is then that of a whole query.
+        experts: per layer.
         tie: the family's default for `tie_word_embeddings`.
         departures: further fields of `DecoderConfig`.
     """
@@ -107,18 +119,21 @@ def build(
         layer_types_all_full(f, shape.layers)
     rope_list = [ropes] * shape.layers if isinstance(ropes, RopeSpec) else list(ropes)
     window_list = [None] * shape.layers if windows is None else list(windows)
+    experts_list = [None] * shape.layers if experts is None else list(experts)
     layers = tuple(
         LayerSpec(
             num_heads=shape.heads,
-            num_kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
+            num_kv_heads=1 if latent else shape.kv_heads,
+            head_dim=latent.rank + latent.rope_dim if latent else shape.head_dim,
             rope=rope,
             query_scale=query_scale,
             scale=shape.head_dim**-0.5 if scale is None else scale,
             logit_soft_cap=soft_cap,
             window=window,
+            latent=latent,
+            experts=mixture,
         )
-        for rope, window in zip(rope_list, window_list, strict=True)
+        for rope, window, mixture in zip(rope_list, window_list, experts_list, strict=True)
     )
     norm = norm or NormSpec(f.number("rms_norm_eps", 1e-6))
     return DecoderConfig(

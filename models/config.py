@@ -1,4 +1,4 @@
-"""What a dense decoder is, as frozen, hashable values: everything `decoder` needs besides weights.
+"""What a decoder is, as frozen, hashable values: everything `decoder` needs besides weights.
 
 Knows nothing of config.json (see `families`), files, jax or the KV cache. A config is complete:
 no value is looked up elsewhere, so its digest is part of a model's identity.
@@ -45,14 +45,74 @@ class QueryScaleSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Multi-head latent attention: one vector a token is kept, for all heads to read.
+
+    Attributes:
+        query_rank: width that queries are squeezed through; None: they are not.
+        rank: width of the latent, from which keys and values are made.
+        nope_dim, rope_dim: parts of a query and key: from the latent, and rotated, which all heads
+            share.
+        value_dim: of a head's value.
+        has_bias: on the two products that squeeze.
+    """
+
+    query_rank: int | None
+    rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    has_bias: bool = False
+
+    @property
+    def query_dim(self) -> int:
+        """Of one head."""
+        return self.nope_dim + self.rope_dim
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """A mixture of experts in the place of one MLP; all are gated and without biases.
+
+    Attributes:
+        top_k: experts that a token is sent to.
+        intermediate_size: of one expert.
+        scoring: "softmax" over all experts, or "sigmoid" of each.
+        has_choice_bias: added to the scores when experts are chosen, not when they are weighed.
+        num_groups: experts are chosen from the best `top_groups` of so many equal groups.
+        group_score: of a group: its "max", or the sum of its "top2".
+        renormalise: weights of the chosen experts add up to 1, before `weight_scale`.
+        shared_size: intermediate size of an MLP that every token goes through, too.
+        shared_gate: its result is multiplied by a sigmoid of the token.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    scoring: str = "softmax"
+    has_choice_bias: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: str = "max"
+    renormalise: bool = True
+    weight_scale: float = 1.0
+    shared_size: int | None = None
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What can differ between the layers of one model; `attend` reads the last four.
+    """What can differ between the layers of one model; `attend` reads the four from `scale` on.
+
+    With `latent`, `num_kv_heads` is 1 and `head_dim` the width of what is kept of a token.
 
     Attributes:
         rope: None leaves queries and keys without positions.
         scale: multiplies q.k before the softmax.
         logit_soft_cap: c * tanh(q.k / c) before the mask, if given.
         window: see `LayerCache.window`.
+        latent: the attention is latent; None: heads have keys and values of their own.
+        experts: None: the layer has one MLP.
     """
 
     num_heads: int
@@ -63,11 +123,13 @@ class LayerSpec:
     scale: float
     logit_soft_cap: float | None = None
     window: int | None = None
+    latent: LatentSpec | None = None
+    experts: ExpertsSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """One dense decoder.
+    """One decoder.
 
     Attributes:
         norm: all norms of width `hidden_size`.
@@ -116,7 +178,10 @@ class DecoderConfig:
 
     @property
     def layer_caches(self) -> tuple[LayerCache, ...]:
-        return tuple(LayerCache(x.num_kv_heads, x.head_dim, x.window) for x in self.layers)
+        return tuple(
+            LayerCache(x.num_kv_heads, x.head_dim, x.window, x.latent and x.latent.rank)
+            for x in self.layers
+        )
 
     @property
     def digest(self) -> str:

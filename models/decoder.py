@@ -1,4 +1,4 @@
-"""One parametrised dense decoder: its weights, and its forward pass over a flat token axis.
+"""One parametrised decoder: its weights, and its forward pass over a flat token axis.
 
 Tokens of many sequences lie side by side on one axis T; what a token may see is the business of
 the `attend` callable. Knows nothing of the KV cache, batches, meshes or checkpoints.
@@ -6,7 +6,10 @@ the `attend` callable. Knows nothing of the KV cache, batches, meshes or checkpo
 Parameters: {"embed", "final_norm", ...,
              "vectors": {name: [L, n]}, "layers": ({name: matrix}, ...)}
 All one-dimensional weights of a kind are stacked over the layers (each leaf costs time in every
-call); matrices are per layer, because slicing a stack copies them on CPU.
+call); matrices are per layer, because slicing a stack copies them on CPU. So is what only some
+layers have: everything of a mixture of experts.
+
+Latent attention and mixtures of experts are in `latent` and `experts`.
 """
 
 from collections.abc import Callable
@@ -18,15 +21,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxserve.models import experts, latent
 from jaxserve.models import layers as nn
-from jaxserve.models.config import DecoderConfig, LayerSpec, NormSpec
+from jaxserve.models.config import DecoderConfig, ExpertsSpec, LatentSpec, LayerSpec, NormSpec
 from jaxserve.models.spec import Params, ParamSpec
 from jaxserve.sharding import Axis
 
 Cache = TypeVar("Cache")
 
-Attend = Callable[[Cache, int, Array, Array, Array], tuple[Array, Cache]]
-"""attend(cache, layer_index, q_tqh, k_tkh, v_tkh) -> (o_tqh, cache)"""
+Attend = Callable[[Cache, int, Array, Array, Array | None], tuple[Array, Cache]]
+"""attend(cache, layer_index, q_tqh, k_tkh, v_tkh) -> (o_tqh, cache)
+
+Of latent attention, `k_tkh` are the latents, there are no `v_tkh`, and the result is latent, too.
+"""
 
 
 def param_specs(config: DecoderConfig) -> Params:
@@ -53,16 +60,20 @@ def param_specs(config: DecoderConfig) -> Params:
 
 def _matrix_specs(config: DecoderConfig, layer: LayerSpec) -> Params:
     embed, mlp = Axis("embed", config.hidden_size), Axis("mlp", config.intermediate_size)
-    q_heads = Axis("q_heads", layer.num_heads, layer.head_dim)
-    kv_heads = Axis("kv_heads", layer.num_kv_heads, layer.head_dim)
-    specs = {
-        "q": ParamSpec((q_heads, embed)),
-        "k": ParamSpec((kv_heads, embed)),
-        "v": ParamSpec((kv_heads, embed)),
-        "o": ParamSpec((embed, q_heads)),
-        "up": ParamSpec((mlp, embed)),
-        "down": ParamSpec((embed, mlp)),
-    }
+    if layer.latent is not None:
+        specs = latent.matrix_specs(layer, layer.latent, embed)
+    else:
+        q_heads = Axis("q_heads", layer.num_heads, layer.head_dim)
+        kv_heads = Axis("kv_heads", layer.num_kv_heads, layer.head_dim)
+        specs = {
+            "q": ParamSpec((q_heads, embed)),
+            "k": ParamSpec((kv_heads, embed)),
+            "v": ParamSpec((kv_heads, embed)),
+            "o": ParamSpec((embed, q_heads)),
+        }
+    if layer.experts is not None:
+        return specs | experts.matrix_specs(layer.experts, embed)
+    specs |= {"up": ParamSpec((mlp, embed)), "down": ParamSpec((embed, mlp))}
     if config.gated_mlp:
         specs["gate"] = ParamSpec((mlp, embed))
     return specs
@@ -89,6 +100,8 @@ def _vector_axes(config: DecoderConfig) -> dict[str, tuple[tuple[Axis, ...], str
     if config.post_norm:
         add_norm("post_attn_norm", config.norm, embed)
         add_norm("post_mlp_norm", config.norm, embed)
+    if layer.latent is not None:
+        out |= latent.vector_axes(layer.latent)
     if config.qk_norm is not None:
         one_head = Axis("head_dim", layer.head_dim)
         per_head = config.qk_norm_width == "head"
@@ -118,10 +131,12 @@ def forward(
     attend: Attend[Cache],
     cache: Cache,
     *,
+    num_tokens: Array | None = None,
     kernels: nn.Kernels = nn.XLA,
 ) -> tuple[Float[Array, "T D"], Cache]:
     """Hidden states after the final norm, and the cache as `attend` left it.
 
+    Only the first `num_tokens` are real, if that is given; for the others comes anything finite.
     `kernels` are pieces that the caller may know to do better than plain XLA.
     The loop is unrolled; the two halves of a layer are traced once per distinct layer spec.
     """
@@ -142,7 +157,16 @@ def forward(
                 weights, x_td, positions_t, table, config=config, layer=layer, kernels=kernels
             )
             o_tqh, cache = attend(cache, i, q_tqh, k_tkh, v_tkh)
-            x_td = _after_attention(weights, x_td, o_tqh, config=config, kernels=kernels)
+            x_td = _after_attention(
+                weights,
+                x_td,
+                o_tqh,
+                num_tokens,
+                config=config,
+                latent_spec=layer.latent,
+                experts_spec=layer.experts,
+                kernels=kernels,
+            )
     x_td = nn.norm(x_td, params.get("final_norm"), config.final_norm, params.get("final_norm_bias"))
     return x_td, cache
 
@@ -176,9 +200,14 @@ def _before_attention(
     config: DecoderConfig,
     layer: LayerSpec,
     kernels: nn.Kernels,
-) -> tuple[Array, Array, Array]:
-    """Queries, keys and values of one layer, normalised and rotated."""
+) -> tuple[Array, Array, Array | None]:
+    """Queries, keys and values of one layer, normalised and rotated; or queries and latents."""
     x_td = _norm(w, "attn_norm", x_td, config.norm) if config.pre_norm else x_td
+    if layer.latent is not None:
+        q_tqh, k_t1h = latent.queries_and_latents(w, x_td, table_t2r, layer, kernels)
+        if layer.query_scale is not None:
+            q_tqh = nn.scale_queries(q_tqh, positions_t, layer.query_scale)
+        return q_tqh, k_t1h, None
     q, k, v = _linears(w, ("q", "k", "v"), x_td, kernels.products)
     if config.clip_qkv is not None:
         q, k, v = (jnp.clip(x, -config.clip_qkv, config.clip_qkv) for x in (q, k, v))
@@ -213,11 +242,23 @@ def _norm_heads(w: Params, q_tqh: Array, k_tkh: Array, config: DecoderConfig) ->
     return out
 
 
-@partial(jax.jit, static_argnames=("config", "kernels"), inline=True)
+@partial(
+    jax.jit, static_argnames=("config", "latent_spec", "experts_spec", "kernels"), inline=True
+)
 def _after_attention(
-    w: Params, x_td: Array, o_tqh: Array, *, config: DecoderConfig, kernels: nn.Kernels
+    w: Params,
+    x_td: Array,
+    o_tqh: Array,
+    num_tokens: Array | None,
+    *,
+    config: DecoderConfig,
+    latent_spec: LatentSpec | None,
+    experts_spec: ExpertsSpec | None,
+    kernels: nn.Kernels,
 ) -> Array:
     """The residual stream after output projection and MLP of one layer."""
+    if latent_spec is not None:
+        o_tqh = latent.values(w, o_tqh)
     (y_td,) = _linears(w, ("o",), o_tqh.reshape(o_tqh.shape[0], -1), kernels.products)
     if config.post_norm:
         y_td = _norm(w, "post_attn_norm", y_td, config.norm)
@@ -226,7 +267,10 @@ def _after_attention(
         m_td = _norm(w, "attn_norm", x_td, config.norm)
     else:
         m_td = _norm(w, "mlp_norm", h_td, config.norm) if config.pre_norm else h_td
-    m_td = _mlp(w, m_td, config, kernels)
+    if experts_spec is not None:
+        m_td = experts.mixture(w, m_td, experts_spec, config.activation, kernels, num_tokens)
+    else:
+        m_td = _mlp(w, m_td, config, kernels)
     if config.post_norm:
         m_td = _norm(w, "post_mlp_norm", m_td, config.norm)
     return _add(h_td, m_td, config)

@@ -115,6 +115,22 @@ def gated(
     return activate(gate_tf, activation) * up_tf
 
 
+def experts(
+    x_md: Float[Array, "M D"],
+    sizes_e: Int[Array, " E"],
+    up_efd: Float[Array, "E F D"],
+    gate_efd: Float[Array, "E F D"],
+    down_edf: Float[Array, "E D F"],
+    activation: str,
+) -> Float[Array, "M D"]:
+    """Gated MLPs, each over its own run of rows: `sizes_e` rows each, in order; zeros after them."""
+    up_mf, gate_mf = (
+        lax.ragged_dot(x_md, w_efd.swapaxes(1, 2), sizes_e) for w_efd in (up_efd, gate_efd)
+    )
+    h_mf = activate(gate_mf, activation) * up_mf
+    return lax.ragged_dot(h_mf, down_edf.swapaxes(1, 2), sizes_e)
+
+
 def soft_cap(x: Array, cap: float) -> Array:
     return jnp.tanh(x * jnp.asarray(1 / cap, x.dtype)) * jnp.asarray(cap, x.dtype)
 
@@ -165,12 +181,13 @@ def scale_queries(q_tqh: Array, positions_t: Array, spec: QueryScaleSpec) -> Arr
 class Kernels(NamedTuple):
     """The pieces that a platform may know to do better than plain XLA, each like the function here.
 
-    Nothing else multiplies by weight matrices.
+    Nothing else multiplies by weight matrices, but for those of latent attention.
     """
 
     products: Products = products
     gated: Callable[[Array, Array, Array, str, Products], Array] = gated
     rotate: Callable[[tuple[Array, ...], Array, RopeSpec], tuple[Array, ...]] = rotate
+    experts: Callable[[Array, Array, Array, Array, Array, str], Array] = experts
 
 
 XLA = Kernels()

@@ -4,7 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxserve.errors import WeightsError
-from jaxserve.models import families, families_layer_norm, families_post_norm
+from jaxserve.models import (
+    families,
+    families_experts,
+    families_latent,
+    families_layer_norm,
+    families_post_norm,
+)
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.fields import Fields
 
@@ -44,6 +50,19 @@ ARCHITECTURES: dict[str, Reader] = {
     "Jais2ForCausalLM": families_layer_norm.jais2,
     "PhiForCausalLM": families_layer_norm.phi,
     "StableLmForCausalLM": families_layer_norm.stablelm,
+    "MixtralForCausalLM": families_experts.mixtral,
+    "Qwen2MoeForCausalLM": families_experts.qwen2_moe,
+    "Qwen3MoeForCausalLM": families_experts.qwen3_moe,
+    "OlmoeForCausalLM": families_experts.olmoe,
+    "Glm4MoeForCausalLM": families_experts.glm4_moe,
+    "Dots1ForCausalLM": families_experts.dots1,
+    "MiniMaxM2ForCausalLM": families_experts.minimax_m2,
+    "DeepseekV2ForCausalLM": families_latent.deepseek_v2,
+    "DeepseekV3ForCausalLM": families_latent.deepseek_v3,
+    "Glm4MoeLiteForCausalLM": families_latent.deepseek_v3,
+    "Mistral4ForCausalLM": families_latent.mistral4,
+    "YoutuForCausalLM": families_latent.youtu,
+    "MiniCPM3ForCausalLM": families_latent.minicpm3,
 }
 
 IMAGE_TEXT_ARCHITECTURES = ("Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration")

@@ -21,10 +21,12 @@ class ParamSpec:
     """One weight, in the compute dtype.
 
     `init` is "normal" (scaled by the last axis, the one that is summed over), "ones" or "zeros".
+    `dtype` is given for those few whose rounding would change which branch is taken.
     """
 
     axes: tuple[Axis, ...]
     init: str = "normal"
+    dtype: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +46,7 @@ def abstract_params(specs: Params, dtype: Any, mesh: Mesh | None = None) -> Para
 
     def abstract(spec: ParamSpec) -> jax.ShapeDtypeStruct:
         sharding = None if mesh is None else named_sharding(spec.axes, mesh)
-        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype or dtype), sharding=sharding)
 
     return jax.tree.map(abstract, specs, is_leaf=is_spec)
 
@@ -60,7 +62,7 @@ def init_params(specs: Params, key: jax.Array, dtype: Any = jnp.float32) -> Para
     @jax.jit  # one compilation instead of one for each shape
     def init(key: jax.Array) -> list[jax.Array]:
         keys = jax.random.split(key, len(leaves))
-        return [_init(spec, k, dtype) for spec, k in zip(leaves, keys, strict=True)]
+        return [_init(spec, k, spec.dtype or dtype) for spec, k in zip(leaves, keys, strict=True)]
 
     return jax.tree.unflatten(tree, init(key))
 

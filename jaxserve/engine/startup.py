@@ -27,9 +27,11 @@ from jaxserve.folders import user_cache_folder
 from jaxserve.kv.blocks import Namespace
 from jaxserve.kv.planner import LoadPlanner
 from jaxserve.kv.pool import KVPool, create_pool, page_bytes, storage_dtype
+from jaxserve.mixtures import build_experts
 from jaxserve.models import layers as nn
 from jaxserve.pallas_kernels.cpu import ops as native
 from jaxserve.pallas_kernels.cpu.build import load as load_native
+from jaxserve.pallas_kernels.grouped_matmul.api import get_grouped_matmul
 from jaxserve.pallas_kernels.paged_attention.api import get_backend, this_machine
 from jaxserve.pallas_kernels.paged_attention.reference import table_width
 from jaxserve.plan import Bucket
@@ -108,6 +110,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
     attention = backend.names[0]
     config = replace(config, runtime=replace(config.runtime, attention_backend=attention))
     kernels = _native_kernels() if native_cpu else nn.XLA
+    kernels = kernels._replace(experts=build_experts(get_grouped_matmul(machine), mesh))
     program = StepProgram(model.config, groups, shape, backend, mesh, kernels)
     instructions = load_native().detail if native_cpu else None
     identity = repr((model.config, groups, shape, machine, attention, instructions))
@@ -304,7 +307,9 @@ def _resolve(
         if config.cache.kv_bytes is None:
             num_pages = min(num_pages, most_useful)
     capacity = num_pages * page_size
-    num_rows = 2 * num_pages * max(len(g.layers) * g.cache.num_kv_heads for g in groups)
+    num_rows = num_pages * max(
+        len(g.layers) * g.cache.parts * g.cache.num_kv_heads for g in groups
+    )
     if num_rows >= 2**31:
         raise ConfigError(
             f"{num_pages} KV pages of {page_size} tokens make {num_rows} rows, more than an int32 "

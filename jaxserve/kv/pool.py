@@ -1,7 +1,7 @@
 """The device pages of the KV cache: one page-major array per KV group.
 
 `groups[g]` is `[N, L, 2, K, P, H]`, so a block is one contiguous piece of memory over all layers
-of the group. The pool is donated to each step and to each scatter; the runner is its only owner.
+of the group; of latent attention `[N, L, 1, 1, P, H]`, one vector a token. The pool is donated to each step and to each scatter; the runner is its only owner.
 
 On CPU a 16-bit float pool is kept as raw uint16: XLA:CPU converts a whole bf16 array at every
 scatter (jax 0.10). Knows nothing of which page holds what.
@@ -22,7 +22,7 @@ from jaxserve.types import KVGroup
 class KVPool:
     """Pages of every KV group."""
 
-    groups: tuple[jax.Array, ...]  # each [N, L, 2, K, P, H]
+    groups: tuple[jax.Array, ...]  # each [N, L, parts, K, P, H]
 
 
 def storage_dtype(compute_dtype: np.dtype, platform: str) -> np.dtype:
@@ -32,9 +32,9 @@ def storage_dtype(compute_dtype: np.dtype, platform: str) -> np.dtype:
 
 
 def page_shape(group: KVGroup, page_size: int) -> tuple[int, ...]:
-    """Shape of one page of a group: [L, 2, K, P, H]."""
+    """Shape of one page of a group: [L, parts, K, P, H]."""
     cache = group.cache
-    return (len(group.layers), 2, cache.num_kv_heads, page_size, cache.head_dim)
+    return (len(group.layers), cache.parts, cache.num_kv_heads, page_size, cache.head_dim)
 
 
 def page_bytes(group: KVGroup, page_size: int, dtype: np.dtype) -> int:
@@ -58,5 +58,5 @@ def create_pool(
 
 
 def kernel_view(pool_nlckph: jax.Array) -> jax.Array:
-    """The reshape that kernels see, [N*L*2, K, P, H]; free inside jit."""
+    """The reshape that kernels see, [N*L*parts, K, P, H]; free inside jit."""
     return pool_nlckph.reshape(-1, *pool_nlckph.shape[3:])

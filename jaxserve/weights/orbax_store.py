@@ -129,7 +129,7 @@ def restore(
     ) as bar:
         for name, spec in named.items():
             sharding = None if mesh is None else named_sharding(spec.axes, mesh)
-            arrays.append(stored.load(name, spec, jnp.dtype(dtype), sharding))
+            arrays.append(stored.load(name, spec, jnp.dtype(spec.dtype or dtype), sharding))
             bar.update(arrays[-1].nbytes)
     return jax.tree.unflatten(tree, arrays)
 

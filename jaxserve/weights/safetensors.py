@@ -94,11 +94,16 @@ class TensorFiles:
 
     def read_into(self, name: str, out: np.ndarray, rows: slice = slice(None)) -> None:
         """Fill `out`, which is contiguous, with rows of a tensor, converting chunk by chunk."""
-        info, stored = self.info(name), self.dtype(name)
+        info = self.info(name)
         if self._sub_shape(info, rows) != out.shape:
             raise ValueError(f"{info}: cannot read {rows} of {info.shape} into {out.shape}")
         first = rows.indices(info.shape[0])[0] if info.shape else 0
-        position = first * math.prod(info.shape[1:]) * stored.itemsize
+        self.read_run(name, first * math.prod(info.shape[1:]), out)
+
+    def read_run(self, name: str, first: int, out: np.ndarray) -> None:
+        """Fill `out`, which is contiguous, with the numbers of a tensor from number `first` on."""
+        info, stored = self.info(name), self.dtype(name)
+        position = first * stored.itemsize
         target = out.reshape(-1)
         if stored == out.dtype:
             self._fill(info, position, target.view(np.uint8))

@@ -41,7 +41,13 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-w")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 INSTRUCTIONS = ("none", "avx2", "avx512", "avx512_bf16")
-TARGETS = ("jaxserve_linear", "jaxserve_gated", "jaxserve_attention", "jaxserve_rotate")
+TARGETS = (
+    "jaxserve_linear",
+    "jaxserve_gated",
+    "jaxserve_grouped",
+    "jaxserve_attention",
+    "jaxserve_rotate",
+)
 
 
 class Native(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxserve.pallas_kernels.cpu import build
 from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedRows
@@ -100,6 +100,17 @@ def gated(
     """
     shape = jax.ShapeDtypeStruct((x_td.shape[0], up_fd.shape[0]), x_td.dtype)
     return jax.ffi.ffi_call("jaxserve_gated", shape)(x_td, up_fd, gate_fd, is_gelu=is_gelu)
+
+
+def grouped(
+    x_mi: Float[Array, "M I"],
+    w_eoi: Float[Array, "E O I"],
+    sizes_e: Int[Array, " E"],
+    out_dtype: jnp.dtype,
+) -> Float[Array, "M O"]:
+    """Each run of rows times its matrix, transposed; zeros in the rows after the last run."""
+    shape = jax.ShapeDtypeStruct((x_mi.shape[0], w_eoi.shape[1]), out_dtype)
+    return jax.ffi.ffi_call("jaxserve_grouped", shape)(x_mi, w_eoi, sizes_e)
 
 
 def rotate(

@@ -13,15 +13,14 @@ first asked, and one that cannot be imported is passed over, too.
 """
 
 import functools
-import importlib
 import inspect
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxserve.pallas_kernels.fallback import Fallback, module_of
 from jaxserve.pallas_kernels.paged_attention.arguments import check_arguments
 from jaxserve.pallas_kernels.paged_attention.specs import (
     Attended,
@@ -29,8 +28,6 @@ from jaxserve.pallas_kernels.paged_attention.specs import (
     KVPages,
     RaggedRows,
 )
-
-logger = logging.getLogger(__name__)
 
 UNSTABLE_CUSTOM_CALLS = ("__gpu$xla.gpu.triton",)
 """What kernels become in a traced program, and another version of jax may not understand."""
@@ -112,7 +109,7 @@ def get_backend(
                 f"one of {list(names)}"
             )
         names = names[names.index(name) :]
-    return Chain(names, load or _import)
+    return Chain(names, load or module_of("jaxserve.pallas_kernels.paged_attention"))
 
 
 class Chain:
@@ -125,8 +122,7 @@ class Chain:
 
     def __init__(self, names: tuple[str, ...], load: "Callable[[str], Backend]"):
         self.names = names
-        self._load = functools.cache(load)
-        self._reported: set[tuple[str, str]] = set()
+        self._backends = Fallback("attention", names, load)
 
     def ragged_paged_attention(
         self,
@@ -138,37 +134,17 @@ class Chain:
         sinks_q: jax.Array | None = None,
     ) -> Attended:
         check_arguments(q_tqh, pages, rows, spec, sinks_q)
-        return self._ask("ragged_paged_attention", q_tqh, pages, rows, spec, sinks_q=sinks_q)
+        ask = self._backends.ask
+        return ask("ragged_paged_attention", q_tqh, pages, rows, spec, sinks_q=sinks_q)
 
     def write_kv(self, *args: Any) -> KVPages:
-        return self._ask("write_kv", *args)
+        return self._backends.ask("write_kv", *args)
 
     def gather_pages(self, *args: jax.Array) -> jax.Array:
-        return self._ask("gather_pages", *args)
+        return self._backends.ask("gather_pages", *args)
 
     def scatter_pages(self, *args: jax.Array) -> jax.Array:
-        return self._ask("scatter_pages", *args)
-
-    def _ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
-        reasons = []
-        for name in self.names:
-            try:
-                return getattr(self._load(name), operation)(*args, **kwargs)
-            except ImportError as error:
-                reason = f"it cannot be imported: {error}"
-            except NotImplementedError as error:
-                reason = f"{operation}: {error}"
-            reasons.append(f"{name}: {reason}")
-            if (name, reason) not in self._reported:
-                self._reported.add((name, reason))
-                logger.warning("attention backend %s is passed over; %s", name, reason)
-        raise NotImplementedError("no attention backend can do this: " + "; ".join(reasons))
-
-
-def _import(name: str) -> Backend:
-    # A string, so that what no machine needs is not imported: Pallas for GPUs, for instance.
-    module: Any = importlib.import_module(f"jaxserve.pallas_kernels.paged_attention.{name}")
-    return module
+        return self._backends.ask("scatter_pages", *args)
 
 
 def bind(backend: Backend, **options: Any) -> Bound:

@@ -34,9 +34,14 @@ def check_arguments(
         "query heads that are a multiple of KV heads",
     )
     expect(
-        0 <= spec.layer < spec.num_layers and num_rows % (2 * spec.num_layers) == 0,
+        0 <= spec.layer < spec.num_layers and num_rows % (spec.parts * spec.num_layers) == 0,
         f"layer {spec.layer} of {spec.num_layers} in {num_rows} rows; expected a layer below the "
-        "number of layers, and 2 rows for each layer of each page",
+        f"number of layers, and {spec.parts} rows for each layer of each page",
+    )
+    expect(
+        spec.latent_dim is None or (num_kv == 1 and 0 < spec.latent_dim <= head_dim),
+        f"latent_dim is {spec.latent_dim}, pages are {pool.shape}; expected one head, and a latent "
+        "that is a part of it",
     )
     expect(
         spec.window is None or spec.window > 0,

@@ -1,4 +1,5 @@
-"""Paged attention on CPU by the C++ kernel, which leaves out log-sum-exp, sinks and 8-bit pages.
+"""Paged attention on CPU by the C++ kernel, which leaves out log-sum-exp, sinks, 8-bit and latent
+pages.
 
 Needs `pallas_kernels.cpu.build.load` to have said that the kernels are there. What they cannot do
 goes to the reference, and so does the moving of pages.
@@ -33,6 +34,7 @@ def ragged_paged_attention(
 ) -> Attended:
     """Like `reference.ragged_paged_attention`."""
     has_dtypes = pages.rows_rkph.dtype.name in POOL_DTYPES.get(q_tqh.dtype.name, ())
-    if has_dtypes and pages.scales_rkp is None and sinks_q is None and not spec.needs_lse:
+    is_plain = pages.scales_rkp is None and spec.latent_dim is None
+    if has_dtypes and is_plain and sinks_q is None and not spec.needs_lse:
         return Attended(ops.attention(q_tqh, pages.rows_rkph, rows, spec), None)
     return reference.ragged_paged_attention(q_tqh, pages, rows, spec, sinks_q=sinks_q)

@@ -67,6 +67,8 @@ def ragged_paged_attention(
     Raises:
         NotImplementedError: see above.
     """
+    if spec.latent_dim is not None:
+        raise NotImplementedError("latent pages: there is no kernel for them here yet")
     _check(q_tqh, pages)
     num_tokens, _, head_dim = q_tqh.shape
     num_rows, page_size = rows.page_table.shape[0], pages.rows_rkph.shape[2]

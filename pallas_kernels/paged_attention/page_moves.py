@@ -20,7 +20,7 @@ _DISTINCT = {"mode": "drop", "unique_indices": True}
 def write_kv(
     pages: KVPages,
     k_tkh: Float[Array, "T K H"],
-    v_tkh: Float[Array, "T K H"],
+    v_tkh: Float[Array, "T K H"] | None,
     page_t: Int[Array, " T"],
     offset_t: Int[Array, " T"],
     spec: AttentionSpec,
@@ -28,19 +28,22 @@ def write_kv(
     """Write one layer's keys and values, quantised if the pages are.
 
     Args:
+        k_tkh: the latents, if the pages are latent; then there are no `v_tkh`.
         page_t: tokens whose page is negative are dropped.
         offset_t: places within the page.
     """
     num_rows = pages.rows_rkph.shape[0]
-    row_t = (page_t * spec.num_layers + spec.layer) * 2
-    row_t = jnp.where(page_t < 0, _beyond(num_rows, page_t, 2), row_t)
+    row_t = jnp.where(page_t < 0, _beyond(num_rows, page_t, spec.parts), spec.first_row(page_t))
+    new = [(0, k_tkh)] if v_tkh is None else [(0, k_tkh), (1, v_tkh)]
+    assert len(new) == spec.parts, "values come with pages of keys and values, and only with them"
     if row_t.shape[0] == 1:
         # XLA turns a scatter of one update into a slice update, and copies the pool for it.
         row_t = jnp.pad(row_t, (0, 1), constant_values=num_rows + 2)
         offset_t = jnp.pad(offset_t, (0, 1))
-        k_tkh, v_tkh = (jnp.pad(x, ((0, 1), (0, 0), (0, 0))) for x in (k_tkh, v_tkh))
+        new = [(part, jnp.pad(x, ((0, 1), (0, 0), (0, 0)))) for part, x in new]
     rows_rkph, scales_rkp = pages.rows_rkph, pages.scales_rkp
-    for at_t, x_tkh in ((row_t, k_tkh), (row_t + 1, v_tkh)):
+    for part, x_tkh in new:
+        at_t = row_t + part if part else row_t
         if scales_rkp is None:
             stored_tkh = to_storage(x_tkh, rows_rkph.dtype)
         else:

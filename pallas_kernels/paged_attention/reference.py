@@ -73,7 +73,7 @@ def ragged_paged_attention(
         found = _prefill(step, found, q_tkgh)
     lse_tkg = found.lse_tkg
     return Attended(
-        found.out_tkgh.reshape(num_tokens, num_q, head_dim),
+        found.out_tkgh.reshape(num_tokens, num_q, -1),
         None if lse_tkg is None else lse_tkg.reshape(num_tokens, num_q),
     )
 
@@ -127,7 +127,8 @@ def _decode(step: _Step, q_rkgh: jax.Array) -> _Found:
 
     num_groups = (rows.num_decodes + group_rows - 1) // group_rows
     lse_rkg = jnp.zeros(q_rkgh.shape[:3], jnp.float32) if step.spec.needs_lse else None
-    start = _Found(jnp.zeros_like(q_rkgh), lse_rkg)
+    out_dim = step.spec.latent_dim or q_rkgh.shape[-1]
+    start = _Found(jnp.zeros((*q_rkgh.shape[:3], out_dim), q_rkgh.dtype), lse_rkg)
     return lax.fori_loop(0, num_groups, one_group, start)
 
 
@@ -184,6 +185,7 @@ def _attend_chunks(
     """B consecutive queries of each sequence, from `position_s`, over keys [0, length_s)."""
     spec = step.spec
     num_seqs, num_kv, num_groups, num_queries, head_dim = q_skgbh.shape
+    out_dim = spec.latent_dim or head_dim
     page_size = step.pages.rows_rkph.shape[2]
     num_pages = _chunk_pages(chunk_tokens, page_size)
     if pad := -table_sm.shape[1] % num_pages:
@@ -196,8 +198,9 @@ def _attend_chunks(
     def one_chunk(index, carry):
         max_skx, sum_skx, acc_skxh = carry
         page_sc = lax.dynamic_slice_in_dim(table_sm, index * num_pages, num_pages, axis=1)
-        row_sc = (page_sc * spec.num_layers + spec.layer) * 2
-        k_skch, v_skch = load(row_sc), load(row_sc + 1)
+        row_sc = spec.first_row(page_sc)
+        k_skch = load(row_sc)
+        v_skch = load(row_sc + 1) if spec.latent_dim is None else k_skch[..., : spec.latent_dim]
         k_pos_c = index * chunk + jnp.arange(chunk, dtype=jnp.int32)
         held_sc = k_pos_c[None] < length_s[:, None]
         if spec.window is not None:
@@ -234,10 +237,10 @@ def _attend_chunks(
         earliest = jnp.where(length_s > 0, position_s - spec.window + 1, jnp.int32(2**30)).min()
         first = jnp.maximum(earliest, 0) // chunk
     last = (length_s.max() + chunk - 1) // chunk
-    start = _start_softmax(step.sinks_kg, q_skgbh)
+    start = _start_softmax(step.sinks_kg, q_skgbh, out_dim)
     max_skx, sum_skx, acc_skxh = lax.fori_loop(first, last, one_chunk, start)
     out_skxh = acc_skxh / jnp.maximum(sum_skx, jnp.float32(1e-30))[..., None]
-    out_skgbh = out_skxh.astype(q_skgbh.dtype).reshape(q_skgbh.shape)
+    out_skgbh = out_skxh.astype(q_skgbh.dtype).reshape(*q_skgbh.shape[:4], out_dim)
     if not spec.needs_lse:
         return _Part(out_skgbh, None)
     lse_skx = jnp.where(sum_skx > 0, max_skx + jnp.log(sum_skx), -jnp.inf)
@@ -266,12 +269,12 @@ def _chunk_loader(
 
 
 def _start_softmax(
-    sinks_kg: jax.Array | None, q_skgbh: jax.Array
+    sinks_kg: jax.Array | None, q_skgbh: jax.Array, out_dim: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Largest score, sum of weights and weighted values before any key: nothing, or the sink."""
-    num_seqs, num_kv, num_groups, num_queries, head_dim = q_skgbh.shape
+    num_seqs, num_kv, num_groups, num_queries, _ = q_skgbh.shape
     shape = (num_seqs, num_kv, num_groups * num_queries)
-    acc_skxh = jnp.zeros((*shape, head_dim), jnp.float32)
+    acc_skxh = jnp.zeros((*shape, out_dim), jnp.float32)
     if sinks_kg is None:
         return jnp.full(shape, NEG_INF, jnp.float32), jnp.zeros(shape, jnp.float32), acc_skxh
     sink = sinks_kg.astype(jnp.float32)[None, :, :, None]

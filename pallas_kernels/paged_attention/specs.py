@@ -4,6 +4,10 @@ The pool of one KV group is `[N, L, 2, K, P, H]`: page-major, so that a block is
 piece of memory over all layers of the group. Kernels see the free reshape `[N*L*2, K, P, H]`; the
 keys of layer `l` in page `n` are row `(n*L + l)*2`, its values the row after that.
 
+Latent pages, of multi-head latent attention, hold one vector a token: what all query heads take for
+its key, and of which the first `latent_dim` entries are its value. Their pool is
+`[N, L, 1, 1, P, H]`, H being the latent and the rotated part together; row `n*L + l`.
+
 Rows and tokens of a step (half-open ranges):
 
     rows    [0, num_decodes)          one query token each; query token i belongs to row i
@@ -20,7 +24,7 @@ raw uint8. The value is the stored number times its scale.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -35,6 +39,8 @@ class AttentionSpec:
         soft_cap: scores become cap * tanh(score / cap); None leaves them.
         num_layers: layers of the KV group (L); `layer` is this layer's place in it.
         needs_lse: False where nobody merges: the backend may leave `Attended.lse_tq` out.
+        latent_dim: pages are latent, and a value is so many entries of its key; None: they hold
+            keys and values.
     """
 
     scale: float
@@ -43,6 +49,16 @@ class AttentionSpec:
     window: int | None = None
     soft_cap: float | None = None
     needs_lse: bool = True
+    latent_dim: int | None = None
+
+    @property
+    def parts(self) -> int:
+        """Vectors that a page holds of each token and head: key and value, or a latent."""
+        return 2 if self.latent_dim is None else 1
+
+    def first_row(self, page: Any) -> Any:
+        """Row of the pool that holds this layer's keys in a page, or in each of an array."""
+        return (page * self.num_layers + self.layer) * self.parts
 
 
 @jax.tree_util.register_dataclass
@@ -50,15 +66,16 @@ class AttentionSpec:
 class KVPages:
     """One KV group's pages as kernels see them."""
 
-    rows_rkph: jax.Array  # [N*L*2, K, P, H]
-    scales_rkp: jax.Array | None = None  # [N*L*2, K, P] float32, of quantised pages
+    rows_rkph: jax.Array  # [N*L*2, K, P, H]; latent ones [N*L, 1, P, H]
+    scales_rkp: jax.Array | None = None  # the same less H, float32, of quantised pages
 
 
 class Attended(NamedTuple):
     """What attention over some pages yields.
 
     Attributes:
-        out_tqh: [T, Q, H] in the queries' dtype; zeros where a query sees no key and no sink.
+        out_tqh: [T, Q, H] in the queries' dtype ([T, Q, latent_dim] over latent pages); zeros
+            where a query sees no key and no sink.
         lse_tq: [T, Q] float32, the natural logarithm of the sum of exp(score), sink included;
             -inf where a query sees nothing. With it, parts over disjoint pages can be merged.
             May be None if `AttentionSpec.needs_lse` is False.

@@ -68,6 +68,8 @@ def ragged_paged_attention(
         NotImplementedError: this backend cannot; the reason is in the message.
     """
     check_arguments(q_tqh, pages, rows, spec, sinks_q)
+    if spec.latent_dim is not None:
+        raise NotImplementedError("latent pages: there is no kernel for them here yet")
     _refuse(q_tqh, pages)
     attend = functools.partial(
         _attend,

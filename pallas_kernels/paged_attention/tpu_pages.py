@@ -34,7 +34,7 @@ MAX_COPIES = 16
 def write_kv(
     pages: KVPages,
     k_tkh: Float[Array, "T K H"],
-    v_tkh: Float[Array, "T K H"],
+    v_tkh: Float[Array, "T K H"] | None,
     page_t: Int[Array, " T"],
     offset_t: Int[Array, " T"],
     spec: AttentionSpec,
@@ -42,7 +42,9 @@ def write_kv(
     interpret: Any = False,
 ) -> KVPages:
     """See `page_moves.write_kv`."""
-    row_t = jnp.where(page_t < 0, -1, (page_t * spec.num_layers + spec.layer) * 2)
+    if v_tkh is None:
+        raise NotImplementedError("latent pages: there is no kernel for them here yet")
+    row_t = jnp.where(page_t < 0, -1, spec.first_row(page_t))
     return _write(pages, k_tkh, v_tkh, row_t, offset_t, interpret=interpret)
 
 

@@ -11,6 +11,8 @@ def dense_attend(config: DecoderConfig):
 
     def attend(cache, layer_index, q_tqh, k_tkh, v_tkh):
         layer = config.layers[layer_index]
+        if layer.latent is not None:
+            v_tkh = k_tkh[..., : layer.latent.rank]
         q, k, v = (x.astype(jnp.float32) for x in (q_tqh, k_tkh, v_tkh))
         group = layer.num_heads // layer.num_kv_heads
         k, v = jnp.repeat(k, group, axis=1), jnp.repeat(v, group, axis=1)
