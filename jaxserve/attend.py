@@ -2,8 +2,8 @@
 
 The cache that a model carries from layer to layer is the KV pool in its kernel view, the pages of
 each KV group. Under tensor parallelism each device keeps its own KV heads and attends with its own
-query heads; where the heads do not divide, every device does all of them. Latent pages have no heads
-to split: every device keeps them all, and attends with its own query heads.
+query heads; where the heads do not divide, every device does all of them. Latent pages have no
+heads to split: every device keeps them all, and attends with its own query heads.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Builds the `experts` piece of models: between mixtures of experts, and grouped products.
 
-Under tensor parallelism each device has its share of every expert's hidden layer, and what comes out
-of it is summed over the devices; where the hidden layer does not divide, every device does all.
+Under tensor parallelism each device has its share of every expert's hidden layer, and what comes
+out of it is summed over the devices; where the hidden layer does not divide, every device does all.
 """
 
 from collections.abc import Callable

@@ -242,9 +242,7 @@ def _norm_heads(w: Params, q_tqh: Array, k_tkh: Array, config: DecoderConfig) ->
     return out
 
 
-@partial(
-    jax.jit, static_argnames=("config", "latent_spec", "experts_spec", "kernels"), inline=True
-)
+@partial(jax.jit, static_argnames=("config", "latent_spec", "experts_spec", "kernels"), inline=True)
 def _after_attention(
     w: Params,
     x_td: Array,

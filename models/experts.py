@@ -124,8 +124,10 @@ def _through_experts(
     rows_md = x_td[order_m // spec.top_k]
     weights = (w["experts_up"], w["experts_gate"], w["experts_down"])
     y_md = kernels.experts(rows_md, sizes_e, *weights, activation)
-    place_m = jnp.zeros_like(order_m).at[order_m].set(
-        jnp.arange(order_m.shape[0], dtype=jnp.int32), unique_indices=True
+    place_m = (
+        jnp.zeros_like(order_m)
+        .at[order_m]
+        .set(jnp.arange(order_m.shape[0], dtype=jnp.int32), unique_indices=True)
     )
     y_tkd = y_md[place_m].reshape(-1, spec.top_k, y_md.shape[-1])
     y_td = jnp.einsum("tkd,tk->td", y_tkd.astype(jnp.float32), routing.weight_tk)

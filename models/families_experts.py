@@ -54,14 +54,11 @@ def _qwen_experts(f: Fields, shape: Sizes, spec: ExpertsSpec) -> list[ExpertsSpe
     dense = f.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(x) is int for x in dense):
         f.refuse("mlp_only_layers", f"is {dense!r}; expected a list of layers")
-    return [
-        spec if i not in dense and (i + 1) % step == 0 else None for i in range(shape.layers)
-    ]
+    return [spec if i not in dense and (i + 1) % step == 0 else None for i in range(shape.layers)]
 
 
 def _qwen_windows(f: Fields, num_layers: int) -> list[int | None]:
-    """No released mixture of these families has a window; where one is turned on, `layer_types` says
-    in which layers."""
+    """None, unless one is turned on: then in the layers that `layer_types` names."""
     if not f.flag("use_sliding_window"):
         layer_types(f, num_layers)
         f.get("sliding_window")
@@ -240,7 +237,9 @@ def minimax_m2(f: Fields, context_len: int | None) -> DecoderConfig:
     rotary_dim = f.optional_integer("rotary_dim")
     partial = rotary_dim / shape.head_dim if rotary_dim else 1.0
     norm = NormSpec(f.number("rms_norm_eps", 1e-6))
-    f.expect(use_qk_norm=True, qk_norm_type="per_layer", scoring_func="sigmoid", use_routing_bias=True)
+    f.expect(
+        use_qk_norm=True, qk_norm_type="per_layer", scoring_func="sigmoid", use_routing_bias=True
+    )
     f.expect(shared_intermediate_size=0, attn_type_list=None)
     spec = ExpertsSpec(
         num_experts=num_experts(f, "num_local_experts"),

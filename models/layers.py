@@ -123,7 +123,7 @@ def experts(
     down_edf: Float[Array, "E D F"],
     activation: str,
 ) -> Float[Array, "M D"]:
-    """Gated MLPs, each over its own run of rows: `sizes_e` rows each, in order; zeros after them."""
+    """Gated MLPs, each over its own run of `sizes_e` rows, in order; zeros after the last run."""
     up_mf, gate_mf = (
         lax.ragged_dot(x_md, w_efd.swapaxes(1, 2), sizes_e) for w_efd in (up_efd, gate_efd)
     )

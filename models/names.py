@@ -1,7 +1,7 @@
 """What the weights of `decoder.param_specs` are called in a Hugging Face checkpoint.
 
-Knows only names. A layout is the Llama one with a few entries replaced; `{i}` is the layer, `{e}` the
-expert, where each has a tensor of its own.
+Knows only names. A layout is the Llama one with a few entries replaced; `{i}` is the layer, `{e}`
+the expert, where each has a tensor of its own.
 """
 
 from typing import NamedTuple

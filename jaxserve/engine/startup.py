@@ -307,9 +307,7 @@ def _resolve(
         if config.cache.kv_bytes is None:
             num_pages = min(num_pages, most_useful)
     capacity = num_pages * page_size
-    num_rows = num_pages * max(
-        len(g.layers) * g.cache.parts * g.cache.num_kv_heads for g in groups
-    )
+    num_rows = num_pages * max(len(g.layers) * g.cache.parts * g.cache.num_kv_heads for g in groups)
     if num_rows >= 2**31:
         raise ConfigError(
             f"{num_pages} KV pages of {page_size} tokens make {num_rows} rows, more than an int32 "

@@ -1,7 +1,8 @@
 """The device pages of the KV cache: one page-major array per KV group.
 
 `groups[g]` is `[N, L, 2, K, P, H]`, so a block is one contiguous piece of memory over all layers
-of the group; of latent attention `[N, L, 1, 1, P, H]`, one vector a token. The pool is donated to each step and to each scatter; the runner is its only owner.
+of the group; of latent attention `[N, L, 1, 1, P, H]`, one vector a token. The pool is donated to
+each step and to each scatter; the runner is its only owner.
 
 On CPU a 16-bit float pool is kept as raw uint16: XLA:CPU converts a whole bf16 array at every
 scatter (jax 0.10). Knows nothing of which page holds what.

@@ -62,7 +62,6 @@ def _as_rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(_num_rows(x.shape), -1)
 
 
-
 class HubTensors:
     """The tensors of one checkpoint as the weights of one config.
 

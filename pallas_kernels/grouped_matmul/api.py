@@ -26,9 +26,7 @@ def backends_for(machine: Machine) -> tuple[str, ...]:
     return tuple(name for name in machine.backends if name in BACKENDS)
 
 
-def get_grouped_matmul(
-    machine: Machine, load: Callable[[str], Any] | None = None
-) -> GroupedMatmul:
+def get_grouped_matmul(machine: Machine, load: Callable[[str], Any] | None = None) -> GroupedMatmul:
     """The operation on that machine.
 
     Args:

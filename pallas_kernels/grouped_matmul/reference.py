@@ -1,8 +1,8 @@
 """Grouped products in plain jnp/lax: what every other backend falls back to.
 
-A loop over tiles of rows of one run, with a dynamic trip count: what it computes grows with the rows
-there are, not with the number of matrices. On CPU the matrix of a tile is copied out of the stack
-first, which costs as much as reading it twice more.
+A loop over tiles of rows of one run, with a dynamic trip count: what it computes grows with the
+rows there are, not with the number of matrices. On CPU the matrix of a tile is copied out of the
+stack first, which costs as much as reading it twice more.
 """
 
 import jax

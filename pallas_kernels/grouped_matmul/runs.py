@@ -1,4 +1,4 @@
-"""Cuts runs of rows into tiles, none of which spans two runs. The same for all products of a step."""
+"""Cuts runs of rows into tiles, none of which spans two runs. XLA does it once for a layer."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Tiles(NamedTuple):
 
 
 def cut(sizes_e: Int[Array, " E"], num_rows: int, tile_rows: int) -> Tiles:
-    """Tiles of at most `tile_rows` rows that cover all `num_rows`, and as many as could be needed."""
+    """Tiles of at most `tile_rows` rows that cover all rows; as many as could be needed."""
     rest = num_rows - sizes_e.sum(dtype=jnp.int32)
     size_r = jnp.concatenate([sizes_e, rest[None]])  # the rows after the last run are one more
     end_r = jnp.cumsum(size_r, dtype=jnp.int32)

@@ -66,6 +66,8 @@ def ragged_paged_attention(
         NotImplementedError: see above.
     """
     _check(pages, q_tqh.shape[2], interpret)
+    if spec.latent_dim is not None and spec.latent_dim % MIN_SIDE:
+        raise NotImplementedError(f"a latent of {spec.latent_dim} is no multiple of {MIN_SIDE}")
     _hush()
     num_tokens, num_q, head_dim = q_tqh.shape
     num_rows, table_width = rows.page_table.shape
@@ -137,7 +139,7 @@ def ragged_paged_attention(
 def write_kv(
     pages: KVPages,
     k_tkh: jax.Array,
-    v_tkh: jax.Array,
+    v_tkh: jax.Array | None,
     page_t: jax.Array,
     offset_t: jax.Array,
     spec: AttentionSpec,

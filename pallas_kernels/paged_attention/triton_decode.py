@@ -48,6 +48,7 @@ def decode(
         pages: `rows_rkph` as [slots, H], `scales_rkp` as [slots].
     """
     num_rows, num_q, head_dim = q_rqh.shape
+    value_dim = statics.value_dim
     inputs = {
         "q": q_rqh.reshape(-1, head_dim),
         "pages": pages,
@@ -60,7 +61,7 @@ def decode(
     count = num_splits * num_rows * num_q
     is_split = num_splits > 1
     outputs = {
-        "out": jax.ShapeDtypeStruct((count, head_dim), jnp.float32 if is_split else q_rqh.dtype)
+        "out": jax.ShapeDtypeStruct((count, value_dim), jnp.float32 if is_split else q_rqh.dtype)
     }
     if is_split or statics.spec.needs_lse:
         outputs["lse"] = jax.ShapeDtypeStruct((count,), jnp.float32)
@@ -79,7 +80,8 @@ def decode(
         found = _merge(found, num_splits, q_rqh.dtype, statics)
     lse = found.get("lse")
     return Attended(
-        found["out"].reshape(q_rqh.shape), None if lse is None else lse.reshape(num_rows, num_q)
+        found["out"].reshape(num_rows, num_q, value_dim),
+        None if lse is None else lse.reshape(num_rows, num_q),
     )
 
 
@@ -117,7 +119,7 @@ def _decode_kernel(inputs: dict[str, Any], outputs: dict[str, Any], *, statics: 
         sink_m = jnp.where(split == 0, sink_m, -jnp.inf)
     found = finish(state, sink_m)
     index_m = split * (pl.num_programs(2) * statics.num_q) + rows.index_m
-    store_tile(outputs["out"], index_m, rows.is_live_m, statics.pieces, found.out_mh)
+    store_tile(outputs["out"], index_m, rows.is_live_m, statics.value_pieces, found.out_mh)
     if "lse" in outputs:
         pltriton.store(outputs["lse"].at[index_m], found.lse_m, mask=rows.is_live_m)
 
@@ -126,8 +128,8 @@ def _merge(
     parts: dict[str, jax.Array], num_splits: int, dtype: jnp.dtype, statics: Statics
 ) -> dict[str, jax.Array]:
     """One launch for what XLA makes three of (see `merge` for the formula)."""
-    count, head_dim = parts["out"].shape[0] // num_splits, statics.head_dim
-    outputs = {"out": jax.ShapeDtypeStruct((count, head_dim), dtype)}
+    count = parts["out"].shape[0] // num_splits
+    outputs = {"out": jax.ShapeDtypeStruct((count, statics.value_dim), dtype)}
     if statics.spec.needs_lse:
         outputs["lse"] = jax.ShapeDtypeStruct((count,), jnp.float32)
     return pl.pallas_call(

@@ -60,7 +60,7 @@ def prefill(
     }
     if sinks_q is not None:
         inputs["sinks"] = sinks_q
-    outputs = {"out": before.out_tqh.reshape(-1, head_dim)}
+    outputs = {"out": before.out_tqh.reshape(-1, statics.value_dim)}
     if before.lse_tq is not None:
         outputs["lse"] = before.lse_tq.reshape(-1)
     num_inputs = len(jax.tree.leaves(inputs))
@@ -77,7 +77,8 @@ def prefill(
     )(inputs, outputs)
     lse = found.get("lse")
     return Attended(
-        found["out"].reshape(q_tqh.shape), None if lse is None else lse.reshape(q_tqh.shape[:2])
+        found["out"].reshape(before.out_tqh.shape),
+        None if lse is None else lse.reshape(q_tqh.shape[:2]),
     )
 
 
@@ -141,6 +142,6 @@ def _prefill_kernel(
         at = inputs["sinks"].at[q_head_m]
         sink_m = pltriton.load(at, mask=rows.is_live_m, other=jnp.float32(0))
     found = finish(state, sink_m)
-    store_tile(outputs["out"], rows.index_m, rows.is_live_m, statics.pieces, found.out_mh)
+    store_tile(outputs["out"], rows.index_m, rows.is_live_m, statics.value_pieces, found.out_mh)
     if "lse" in outputs:
         pltriton.store(outputs["lse"].at[rows.index_m], found.lse_m, mask=rows.is_live_m)

@@ -75,8 +75,22 @@ class Statics:
 
     @property
     def pieces(self) -> tuple[tuple[int, int], ...]:
-        """(begin, size) of the powers of two that make up the head dim."""
-        return powers_of_two(self.head_dim, self.piece)
+        """(begin, size) of the powers of two that make up the head dim.
+
+        Of latent pages, those of the latent come first and end with it.
+        """
+        values = self.value_pieces
+        rest = powers_of_two(self.head_dim - self.value_dim, self.piece)
+        return (*values, *((self.value_dim + begin, size) for begin, size in rest))
+
+    @property
+    def value_pieces(self) -> tuple[tuple[int, int], ...]:
+        """The same of a value."""
+        return powers_of_two(self.value_dim, self.piece)
+
+    @property
+    def value_dim(self) -> int:
+        return self.spec.latent_dim or self.head_dim
 
 
 def powers_of_two(length: int, largest: int = 1 << 30) -> tuple[tuple[int, int], ...]:
@@ -235,7 +249,7 @@ def attend(
     state = Softmax(
         max_m=jnp.full((num_m,), _LOWEST, jnp.float32),
         sum_m=jnp.zeros((num_m,), jnp.float32),
-        acc_mh=tuple(jnp.zeros((num_m, size), jnp.float32) for _, size in statics.pieces),
+        acc_mh=tuple(jnp.zeros((num_m, size), jnp.float32) for _, size in statics.value_pieces),
         unit=jnp.float32(_LEAST_UNIT) if statics.is_quantised else None,
     )
     for phase in phases:
@@ -307,9 +321,8 @@ def _load_block(
     if held_c is not None:
         held_c &= index < phase.end
     offset_c = lax.rem(_keys_of_block(index, statics.block_k), page_size)
-    pool_row_c = (page_c * spec.num_layers + spec.layer) * 2
+    pool_row_c = spec.first_row(page_c)
     k_slot_c = (pool_row_c * statics.num_kv + keys.head) * page_size + offset_c
-    v_slot_c = k_slot_c + statics.num_kv * page_size  # of the next pool row
 
     def load(slot_c: jax.Array) -> tuple[Pieces, jax.Array | None]:
         stored_ch = load_tile(keys.pages.rows_rkph, slot_c, held_c, statics.pieces)
@@ -321,7 +334,9 @@ def _load_block(
         return tuple(_to_compute(x, statics) for x in stored_ch), scale_c
 
     k_ch, k_scale_c = load(k_slot_c)
-    v_ch, v_scale_c = load(v_slot_c)
+    if spec.latent_dim is not None:
+        return _Block(k_ch, k_ch[: len(statics.value_pieces)], k_scale_c, k_scale_c)
+    v_ch, v_scale_c = load(k_slot_c + statics.num_kv * page_size)  # of the next pool row
     return _Block(k_ch, v_ch, k_scale_c, v_scale_c)
 
 

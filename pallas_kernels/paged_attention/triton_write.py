@@ -29,7 +29,7 @@ from jaxserve.pallas_kernels.paged_attention.triton_tile import (
 def write_kv(
     pages: KVPages,
     k_tkh: jax.Array,
-    v_tkh: jax.Array,
+    v_tkh: jax.Array | None,
     page_t: jax.Array,
     offset_t: jax.Array,
     spec: AttentionSpec,
@@ -39,11 +39,11 @@ def write_kv(
     """As `page_moves.write_kv`, in place."""
     num_tokens, num_kv, head_dim = k_tkh.shape
     pool = pages.rows_rkph
+    new = {"k": k_tkh} if v_tkh is None else {"k": k_tkh, "v": v_tkh}
     if pages.scales_rkp is None:
-        k_tkh, v_tkh = (to_storage(x, pool.dtype) for x in (k_tkh, v_tkh))
+        new = {name: to_storage(x, pool.dtype) for name, x in new.items()}
     inputs = {
-        "k": k_tkh.reshape(-1, head_dim),
-        "v": v_tkh.reshape(-1, head_dim),
+        **{name: x.reshape(-1, head_dim) for name, x in new.items()},
         "page": page_t,
         "offset": offset_t,
     }
@@ -86,10 +86,10 @@ def _kernel(
     head_k = lax.iota(jnp.int32, pl.next_power_of_2(num_kv))
     is_head_k = head_k < num_kv
     is_written_k = is_head_k & (page >= 0)
-    pool_row = (jnp.maximum(page, 0) * spec.num_layers + spec.layer) * 2
+    pool_row = spec.first_row(jnp.maximum(page, 0))
     pieces = powers_of_two(inputs["k"].shape[1])
     storage = outputs["slots"].dtype
-    for part, name in enumerate(("k", "v")):
+    for part, name in enumerate(("k", "v")[: spec.parts]):
         slot_k = ((pool_row + part) * num_kv + head_k) * page_size + offset
         tile_kh = load_tile(inputs[name], token * num_kv + head_k, is_head_k, pieces)
         if "scales" in outputs:

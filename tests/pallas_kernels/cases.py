@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "soft_cap": (None, 5.0, 30.0),
     "has_sinks": (False, True),
     "layers": ((1, 0), (2, 1), (3, 1)),  # L, layer
+    "latent_dim": (None,),
     "batch": (
         "mixed", "padded decodes", "prefill", "page borders", "padded mixed", "decodes",
         "page borders", "prefills", "only decodes in a mixed graph", "padded mixed", "no rows",
@@ -73,12 +74,15 @@ class Case:
     is_raw: bool = False
     """16-bit and float8 pages are their bits, as unsigned integers."""
     scale: float | None = None
+    latent_dim: int | None = None
+    """Pages are latent."""
 
     def __str__(self) -> str:
         q, k = self.heads
         parts = [
             f"{self.dtype}{'' if self.quantised is None else '/' + self.quantised}",
             f"Q{q} K{k} H{self.head_dim} P{self.page_size} L{self.layers[0]}",
+            f"latent {self.latent_dim}" if self.latent_dim else "",
             f"window {self.window}" if self.window else "",
             f"cap {self.soft_cap:g}" if self.soft_cap else "",
             "sinks" if self.has_sinks else "",
@@ -99,7 +103,9 @@ class Case:
         # Scores with a deviation of about 2: few keys matter much, so a wrong one is seen.
         scale = self.scale or 2.0 * self.head_dim**-0.5
         num_layers, layer = self.layers
-        return AttentionSpec(scale, num_layers, layer, self.window, self.soft_cap)
+        return AttentionSpec(
+            scale, num_layers, layer, self.window, self.soft_cap, latent_dim=self.latent_dim
+        )
 
     @cached_property
     def rows(self) -> RaggedRows:
@@ -163,7 +169,8 @@ class Case:
     def pages(self) -> KVPages:
         """Quantised from values whose size differs from token to token."""
         (num_layers, layer), num_kv = self.layers, self.heads[1]
-        shape = (self._num_pages * num_layers * 2, num_kv, self.page_size, self.head_dim)
+        parts = self.spec.parts
+        shape = (self._num_pages * num_layers * parts, num_kv, self.page_size, self.head_dim)
         if self.quantised is None:
             pool, scales = np.full(shape, np.nan, DTYPES[self.dtype]), None
         else:
@@ -178,17 +185,17 @@ class Case:
             for index in range(-(-kv_len // self.page_size)):
                 begin = index * self.page_size
                 held = slice(max(0, first - begin), max(0, min(self.page_size, kv_len - begin)))
-                at = (table[row, index] * num_layers + layer) * 2
-                kv = rng.standard_normal((2, *shape[1:]), np.float32)
-                kv *= np.exp(0.3 * rng.standard_normal((2, *shape[1:3], 1), np.float32))
+                at = (table[row, index] * num_layers + layer) * parts
+                kv = rng.standard_normal((parts, *shape[1:]), np.float32)
+                kv *= np.exp(0.3 * rng.standard_normal((parts, *shape[1:3], 1), np.float32))
                 if scales is None or self.quantised is None:
-                    pool[at : at + 2, :, held] = kv[:, :, held].astype(pool.dtype)
+                    pool[at : at + parts, :, held] = kv[:, :, held].astype(pool.dtype)
                     continue
                 scale = np.abs(kv).max(axis=-1) / np.float32(LARGEST[self.quantised])
                 stored = kv / scale[..., None]
                 stored = np.rint(stored) if self.quantised == "int8" else stored
-                pool[at : at + 2, :, held] = stored[:, :, held].astype(pool.dtype)
-                scales[at : at + 2, :, held] = scale[:, :, held]
+                pool[at : at + parts, :, held] = stored[:, :, held].astype(pool.dtype)
+                scales[at : at + parts, :, held] = scale[:, :, held]
         raw = {"bfloat16": np.uint16, "float16": np.uint16, "float8_e4m3fn": np.uint8}
         if self.is_raw and pool.dtype.name in raw:
             pool = pool.view(raw[pool.dtype.name])
@@ -231,6 +238,28 @@ def _draw(rng: np.random.Generator, choices: dict[str, Any]) -> dict[str, Any]:
 
 def _pairs(draw: dict[str, Any]) -> set[frozenset[tuple[str, Any]]]:
     return {frozenset(pair) for pair in itertools.combinations(draw.items(), 2)}
+
+
+LATENT_CHOICES: dict[str, tuple[Any, ...]] = {
+    "heads": ((16, 1), (5, 1), (1, 1), (20, 1)),
+    "quantised": (None, None, "int8", None, "float8_e4m3fn"),
+    "window": (None, None, 19),
+    "soft_cap": (None, None, 30.0),
+    "has_sinks": (False, False, True),
+}
+"""What `grid` draws latent cases from, beside head_dim and latent_dim, which go together."""
+
+
+def latent_grid(count: int, *, max_kv: int = 200, max_q: int = 24, **limits: Any) -> list[Case]:
+    """Cases with latent pages: DeepSeek's widths, MiniCPM's, and small ones."""
+    widths = ((576, 512), (288, 256), (80, 64), (48, 32))
+    per_width = -(-count // len(widths))
+    cases = []
+    for index, (head_dim, latent_dim) in enumerate(widths):
+        choices = LATENT_CHOICES | limits
+        choices |= {"head_dim": (head_dim,), "latent_dim": (latent_dim,)}
+        cases += grid(per_width, seed=70 + index, max_kv=max_kv, max_q=max_q, **choices)
+    return cases[:count]
 
 
 def _lengths(

@@ -47,7 +47,7 @@ def check_attention(functions: Backend, case: Case, *, needs_lse: bool = True) -
     tolerance = TOLERANCES[case.dtype]
     factor = 1.0 if case.quantised is None else DEQUANTISED_FACTOR
     assert isinstance(found, Attended)
-    assert found.out_tqh.shape == case.q_tqh.shape
+    assert found.out_tqh.shape == (*case.q_tqh.shape[:2], case.latent_dim or case.head_dim)
     assert found.out_tqh.dtype == case.q_tqh.dtype
     out_tqh = np.asarray(found.out_tqh, np.float64)
     assert np.isfinite(out_tqh).all(), "NaN or infinity in the outputs (padding included)"
@@ -75,12 +75,13 @@ def check_write_kv(
     head_dim: int = 64,
     page_size: int = 16,
     layers: tuple[int, int] = (3, 1),
+    latent_dim: int | None = None,
     seed: int = 0,
 ) -> None:
     """New tokens are found again at their places; every other byte of the pool is as before."""
     rng, num_pages = np.random.default_rng(seed), 5
-    spec = AttentionSpec(1.0, *layers)
-    shape = (num_pages * layers[0] * 2, num_kv, page_size, head_dim)
+    spec = AttentionSpec(1.0, *layers, latent_dim=latent_dim)
+    shape = (num_pages * layers[0] * spec.parts, num_kv, page_size, head_dim)
     kind = DTYPES[quantised or dtype]
     pool = (50 * rng.standard_normal(shape)).astype(kind)
     scales = None if quantised is None else rng.random(shape[:3], np.float32)
@@ -94,11 +95,13 @@ def check_write_kv(
         )
         for _ in range(2)
     )
+    written = (k_tkh, v_tkh)[: spec.parts]
     if num_tokens > 1:
         k_tkh[1], page_t[1] = 0.0, place[1] // page_size  # a token of zeros has no scale
     write = jax.jit(partial(functions.write_kv, spec=spec), donate_argnums=0)
     old = KVPages(jnp.asarray(pool), None if scales is None else jnp.asarray(scales))
-    new = write(old, *map(jnp.asarray, (k_tkh, v_tkh, page_t, offset_t)))
+    new_values = None if latent_dim else jnp.asarray(v_tkh)
+    new = write(old, jnp.asarray(k_tkh), new_values, jnp.asarray(page_t), jnp.asarray(offset_t))
     new_pool = np.asarray(new.rows_rkph)
     new_scales = None if new.scales_rkp is None else np.asarray(new.scales_rkp)
     assert new_pool.dtype == pool.dtype and (new_scales is None) == (scales is None)
@@ -106,8 +109,8 @@ def check_write_kv(
     for token, (page, offset) in enumerate(zip(page_t, offset_t, strict=True)):
         if page < 0:
             continue
-        for part, x_tkh in enumerate((k_tkh, v_tkh)):
-            at = ((page * layers[0] + layers[1]) * 2 + part, slice(None), offset)
+        for part, x_tkh in enumerate(written):
+            at = ((page * layers[0] + layers[1]) * spec.parts + part, slice(None), offset)
             untouched[at] = False
             value = x_tkh[token].astype(np.float64)
             if new_scales is None:

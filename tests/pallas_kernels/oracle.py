@@ -37,21 +37,23 @@ def attention(
 ) -> Expected:
     """What `ragged_paged_attention` has to yield for the tokens of `rows[:num_rows]`."""
     num_q, head_dim = q_tqh.shape[1:]
+    value_dim = spec.latent_dim or head_dim
     num_kv, page_size = pages.rows_rkph.shape[1:3]
     num_rows = int(rows.num_rows)
     num_tokens = int(np.asarray(rows.q_len)[:num_rows].sum())
-    out_tqh = np.zeros((num_tokens, num_q, head_dim))
+    out_tqh = np.zeros((num_tokens, num_q, value_dim))
     lse_tq = np.zeros((num_tokens, num_q))
     for row in range(num_rows):
         start, q_len, kv_len = (int(x[row]) for x in (rows.q_start, rows.q_len, rows.kv_len))
         page_m = np.asarray(rows.page_table[row])[: -(-kv_len // page_size)]
-        row_m = (page_m * spec.num_layers + spec.layer) * 2
+        row_m = (page_m * spec.num_layers + spec.layer) * spec.parts
         k_kch, v_kch = (
             read_rows(pages, row_m + i, q_tqh.dtype)
             .swapaxes(0, 1)
             .reshape(num_kv, -1, head_dim)[:, :kv_len]
-            for i in (0, 1)
+            for i in (0, spec.parts - 1)
         )
+        v_kch = v_kch[..., :value_dim]
         q_qbh = q_tqh[start : start + q_len].astype(np.float64).swapaxes(0, 1)
         q_position_b = np.arange(kv_len - q_len, kv_len)
         k_position_c = np.arange(kv_len)
