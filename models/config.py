@@ -140,6 +140,7 @@ class DecoderConfig:
         qk_norm_after_rope: the usual place is before.
         gated_mlp: act(gate(x)) * up(x), otherwise act(up(x)).
         clip_qkv: queries, keys and values are clamped to [-clip, clip].
+        clip_after_norm: the usual place is before the norm of queries and keys.
         layout: names of the tensors in a checkpoint; see `names`.
     """
 
@@ -164,6 +165,7 @@ class DecoderConfig:
     mlp_bias: bool = False
     gated_mlp: bool = True
     clip_qkv: float | None = None
+    clip_after_norm: bool = False
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logit_multiplier: float = 1.0

@@ -209,11 +209,13 @@ def _before_attention(
             q_tqh = nn.scale_queries(q_tqh, positions_t, layer.query_scale)
         return q_tqh, k_t1h, None
     q, k, v = _linears(w, ("q", "k", "v"), x_td, kernels.products)
-    if config.clip_qkv is not None:
-        q, k, v = (jnp.clip(x, -config.clip_qkv, config.clip_qkv) for x in (q, k, v))
+    if not config.clip_after_norm:
+        q, k, v = _clip((q, k, v), config)
     if config.qk_norm is not None and config.qk_norm_width == "full":
         q = _norm(w, "q_norm", q, config.qk_norm)
         k = _norm(w, "k_norm", k, config.qk_norm)
+    if config.clip_after_norm:
+        q, k, v = _clip((q, k, v), config)
     q_tqh = q.reshape(-1, layer.num_heads, layer.head_dim)
     k_tkh = k.reshape(-1, layer.num_kv_heads, layer.head_dim)
     v_tkh = v.reshape(-1, layer.num_kv_heads, layer.head_dim)
@@ -227,6 +229,11 @@ def _before_attention(
     if layer.query_scale is not None:
         q_tqh = nn.scale_queries(q_tqh, positions_t, layer.query_scale)
     return q_tqh, k_tkh, v_tkh
+
+
+def _clip(xs: tuple[Array, ...], config: DecoderConfig) -> tuple[Array, ...]:
+    clip = config.clip_qkv
+    return xs if clip is None else tuple(jnp.clip(x, -clip, clip) for x in xs)
 
 
 def _norm_heads(w: Params, q_tqh: Array, k_tkh: Array, config: DecoderConfig) -> Any:

@@ -124,8 +124,6 @@ def olmoe(f: Fields, context_len: int | None) -> DecoderConfig:
     """Queries and keys normalised over all heads, then clipped, as values are."""
     shape = sizes(f)
     expect_no_routing_noise(f)
-    if f.optional_number("clip_qkv") is not None:
-        f.refuse("clip_qkv", "is given: clipping after the norm of queries and keys is unsupported")
     bias = f.flag("attention_bias")
     spec = ExpertsSpec(
         num_experts=num_experts(f, "num_experts"),
@@ -141,6 +139,8 @@ def olmoe(f: Fields, context_len: int | None) -> DecoderConfig:
         norm=norm,
         qk_norm=norm,
         qk_norm_width="full",
+        clip_qkv=f.optional_number("clip_qkv"),
+        clip_after_norm=True,
         qkv_bias=bias,
         o_bias=bias,
         experts=[spec] * shape.layers,

@@ -119,7 +119,7 @@ def mistral4(f: Fields, context_len: int | None) -> DecoderConfig:
     rope = Fields(table, f"{f.origin}: rope parameters")
     beta, query_scale = rope.optional_number("llama_4_scaling_beta"), None
     table.pop("llama_4_scaling_beta", None)
-    table.pop("partial_rotary_factor", None)  # says the rotated part of a query again
+    table["partial_rotary_factor"] = 1.0  # configs say the rotated part of a query again
     if beta is not None:
         query_scale = QueryScaleSpec(beta, rope.integer("original_max_position_embeddings"))
     first = 0 if "first_k_dense_replace" not in f else None
