@@ -42,7 +42,9 @@ def test_more_devices_than_there_are_is_a_config_error():
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("name", ["llama31-v0", "olmo3-v0", "phi3-v0", "starcoder2-v3"])
+@pytest.mark.parametrize(
+    "name", ["llama31-v0", "olmo3-v0", "phi3-v0", "starcoder2-v3", "deepseek_v3-v0"]
+)
 def test_sharded_weights_give_the_same_logits(name, devices):
     expected = np.load(TINY / name / "expected.npz")
     mesh = make_mesh(devices)

@@ -1,4 +1,4 @@
-"""`make parity`: makes tiny checkpoints of every dense family and holds the engine to them.
+"""`make parity`: makes tiny checkpoints of every family that runs and holds the engine to them.
 
     python -m tests.parity.run [--families a,b] [--variants 0,1,2,3,4,5] [--seed N]
 
@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[2]
 FAMILIES = (
     "arcee,cohere,cohere2,cwm,ernie45,exaone4,gemma,gemma2,gemma3,glm,glm4,granite,helium,"
     "hunyuan_dense,hyperclovax,internlm3,jais2,llama2,llama31,ministral,ministral3,mistral,nemotron,"
-    "olmo,olmo2,olmo3,phi2,phi3,qwen2,qwen3,seed_oss,smollm3,starcoder2"
+    "olmo,olmo2,olmo3,phi2,phi3,qwen2,qwen3,seed_oss,smollm3,starcoder2,"
+    "mixtral,qwen2_moe,qwen3_moe,olmoe,glm4_moe,dots1,minimax_m2,"
+    "deepseek_v2,deepseek_v3,glm4_moe_lite,mistral4,youtu,minicpm3"
 )
 ORACLE = ("torch==2.13.0", "transformers==5.23.0", "safetensors", "numpy")
 

@@ -1,5 +1,6 @@
 """Every family through the engine, paged, chunked and in company, against `transformers`."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -26,14 +27,19 @@ def test_family_matches_transformers(family: str):
     assert check(TINY / family, settings) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["llama31-v0", "gemma3-v3", "qwen3-v2"])
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize(
+    ("family", "devices"),
+    [
+        *itertools.product(["llama31-v0", "gemma3-v3", "qwen3-v2", "deepseek_v3-v0"], [2, 4]),
+        ("mixtral-v3", 4),
+    ],
+)
 def test_tensor_parallel_output_is_that_of_one_device(family: str, devices: int):
     assert jax.device_count() >= devices
     assert check(TINY / family, Settings(tensor_parallel_size=devices)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["llama31-v0", "qwen3-v2", "gemma3-v0"])
+@pytest.mark.parametrize("family", ["llama31-v0", "qwen3-v2", "gemma3-v0", "deepseek_v2-v3"])
 def test_preempted_sequences_resume_with_the_same_tokens(family: str):
     """Two sequences of 48 to 72 tokens fill 32 pages of 4 before the first of them is done."""
     settings = Settings(page_size=4, num_pages=32, max_num_batched_tokens=32)
