@@ -40,6 +40,7 @@ class Workload:
     has_sinks: bool = False
     needs_lse: bool = False
     num_layers: int = 32
+    latent_dim: int | None = None
     spare_pages: int = 0
     """In the pool, beside those of the rows."""
 
@@ -66,8 +67,18 @@ class Workload:
     def spec(self) -> AttentionSpec:
         scale, layer = self.head_dim**-0.5, self.num_layers // 2
         return AttentionSpec(
-            scale, self.num_layers, layer, self.window, self.soft_cap, self.needs_lse
+            scale,
+            self.num_layers,
+            layer,
+            self.window,
+            self.soft_cap,
+            self.needs_lse,
+            self.latent_dim,
         )
+
+    @property
+    def value_dim(self) -> int:
+        return self.latent_dim or self.head_dim
 
     @property
     def kv_dtype(self) -> jnp.dtype:
@@ -77,22 +88,30 @@ class Workload:
     def token_bytes(self) -> int:
         """Of one token's keys and values in one layer, with their scales."""
         scale_bytes = 0 if self.quantised is None else 4
-        return 2 * self.heads[1] * (self.head_dim * self.kv_dtype.itemsize + scale_bytes)
+        return (
+            self.spec.parts * self.heads[1] * (self.head_dim * self.kv_dtype.itemsize + scale_bytes)
+        )
 
     @property
     def flops(self) -> int:
         """Of the two products, where the mask lets something through."""
         num_q, _ = self.heads
-        return 4 * num_q * self.head_dim * sum(self._num_pairs(*row) for row in self.rows)
+        return (
+            2
+            * num_q
+            * (self.head_dim + self.value_dim)
+            * sum(self._num_pairs(*row) for row in self.rows)
+        )
 
     @property
     def bytes_moved(self) -> int:
         """Keys and values, queries, outputs, page table, and log-sum-exps if they are wanted."""
         seen = [min(kv, self._reach + q - 1) for q, kv in self.rows]
         pages = sum(-(-count // self.page_size) for count in seen)
-        q_bytes = self.num_tokens * self.heads[0] * self.head_dim * jnp.dtype(self.dtype).itemsize
+        width = self.head_dim + self.value_dim  # of a query and of what comes out
+        q_bytes = self.num_tokens * self.heads[0] * width * jnp.dtype(self.dtype).itemsize
         lse_bytes = 4 * self.num_tokens * self.heads[0] if self.needs_lse else 0
-        return sum(seen) * self.token_bytes + 2 * q_bytes + 4 * pages + lse_bytes
+        return sum(seen) * self.token_bytes + q_bytes + 4 * pages + lse_bytes
 
     @property
     def _reach(self) -> int:
@@ -116,7 +135,7 @@ class Workload:
         return replace(self, num_layers=num_layers, spare_pages=spare_pages)
 
     def abstract_pages(self) -> KVPages:
-        num_kv, width = self.heads[1], 2 * self.num_layers
+        num_kv, width = self.heads[1], self.spec.parts * self.num_layers
         shape = (self.num_pages * width, num_kv, self.page_size, self.head_dim)
         rows: Any = jax.ShapeDtypeStruct(shape, self.kv_dtype)
         scales: Any = jax.ShapeDtypeStruct(shape[:3], jnp.float32)
@@ -190,3 +209,23 @@ OTHERS = (
     *_both("head dim 192", heads=(16, 16), head_dim=192),
     *_both("float32", heads=(8, 2), head_dim=64, dtype="float32"),
 )
+
+_DEEPSEEK = {"head_dim": 576, "latent_dim": 512}
+
+LATENT = (
+    # DeepSeek-V3: 128 heads, or 16 on each of eight devices; a latent of 512, 64 rotated.
+    _decode(64, 8192, heads=(128, 1), **_DEEPSEEK),
+    _prefill(2048, 4096, heads=(128, 1), **_DEEPSEEK),
+    replace(_decode(64, 8192, heads=(16, 1), **_DEEPSEEK), name="decode 64x8192 16 heads"),
+    replace(_prefill(2048, 4096, heads=(16, 1), **_DEEPSEEK), name="prefill 2048 of 4096 16 heads"),
+    replace(
+        _decode(64, 8192, heads=(16, 1), quantised="int8", **_DEEPSEEK), name="decode 64x8192 int8"
+    ),
+    replace(
+        _decode(64, 8192, heads=(16, 1), quantised="float8_e4m3fn", **_DEEPSEEK),
+        name="decode 64x8192 float8",
+    ),
+    # MiniCPM3: 40 heads, a latent of 256.
+    replace(_decode(16, 8192, heads=(40, 1), head_dim=288, latent_dim=256), name="decode MiniCPM3"),
+)
+"""Attention over latent pages."""

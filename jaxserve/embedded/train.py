@@ -63,9 +63,17 @@ class TrainState:
 
 
 def attend_densely(
-    cache: None, layer: int, q: Array, k: Array, v: Array, *, config: DecoderConfig, rows: int
+    cache: None,
+    layer: int,
+    q: Array,
+    k: Array,
+    v: Array | None,
+    *,
+    config: DecoderConfig,
+    rows: int,
 ) -> tuple[Array, None]:
     """Causal attention within each of `rows` rows of equal length that lie on the token axis."""
+    assert v is not None, "latent attention is not trained here"
     spec = config.layers[layer]
     num_kv_heads, head_dim = spec.num_kv_heads, spec.head_dim
     q = (q * spec.scale).reshape(rows, -1, num_kv_heads, spec.num_heads // num_kv_heads, head_dim)

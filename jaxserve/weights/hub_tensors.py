@@ -55,7 +55,7 @@ class _Runs:
 
 def _num_rows(shape: tuple[int, ...]) -> int:
     """Of a weight as [rows, width]; a vector is a column."""
-    return int(np.prod(shape[:-1])) if len(shape) > 1 else shape[0]
+    return int(np.prod(shape[:-1] if len(shape) > 1 else shape))
 
 
 def _as_rows(x: np.ndarray) -> np.ndarray:

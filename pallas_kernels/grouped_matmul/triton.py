@@ -82,7 +82,8 @@ def _kernel(
     output_o = pl.program_id(1) * block_o + lax.iota(jnp.int32, block_o)
     is_row_m, is_output_o = row_m < end, output_o < num_out
     # Rows after the last run have no matrix, and come out as zeros.
-    num_blocks = jnp.where((run < num_runs) & (begin < end), pl.cdiv(num_in, block_i), 0)
+    has_matrix = (run < num_runs) & (begin < end)
+    num_blocks = jnp.where(has_matrix, jnp.int32(pl.cdiv(num_in, block_i)), jnp.int32(0))
     at_o = jnp.where(run < num_runs, run, 0) * num_out + jnp.where(is_output_o, output_o, 0)
     precision = _precision(x_ref.dtype, interpret)
 
@@ -96,7 +97,7 @@ def _kernel(
         )
 
     acc_mo = jnp.zeros((block_m, block_o), jnp.float32)
-    acc_mo = lax.fori_loop(0, num_blocks, one_block, acc_mo)
+    acc_mo = lax.fori_loop(jnp.int32(0), num_blocks, one_block, acc_mo)
     at, mask = _place(out_mo, row_m, is_row_m, output_o, is_output_o)
     pltriton.store(at, acc_mo.astype(out_mo.dtype), mask=mask)
 

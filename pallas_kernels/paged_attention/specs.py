@@ -56,9 +56,9 @@ class AttentionSpec:
         """Vectors that a page holds of each token and head: key and value, or a latent."""
         return 2 if self.latent_dim is None else 1
 
-    def first_row(self, page: Any) -> Any:
-        """Row of the pool that holds this layer's keys in a page, or in each of an array."""
-        return (page * self.num_layers + self.layer) * self.parts
+    def first_row(self, page: Any, layer: Any = None) -> Any:
+        """Row of the pool that holds the keys of a layer (this one) in a page, or in many."""
+        return (page * self.num_layers + (self.layer if layer is None else layer)) * self.parts
 
 
 @jax.tree_util.register_dataclass

@@ -22,6 +22,7 @@ import jax
 
 from tests.aot.compilers import TARGETS, Compiler, Program
 from tests.aot.engine_step import step_jobs
+from tests.aot.expert_jobs import expert_jobs, latent_jobs
 from tests.aot.gpu_kernels import GpuKernel
 from tests.aot.hlo import find_copies
 from tests.aot.jobs import BACKENDS, Job, jobs_for
@@ -54,8 +55,8 @@ LIMITS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.aot", description=__doc__)
     parser.add_argument("--targets", default=",".join(TARGETS))
-    backends = {name for names in BACKENDS.values() for name in names}
-    parser.add_argument("--backends", default=",".join(sorted(backends)))
+    names = {name for names in BACKENDS.values() for name in names}
+    parser.add_argument("--backends", default=",".join(sorted(names)))
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="of titles")
     parser.add_argument("--list", action="store_true", help="say what there is to compile")
     parser.add_argument("--out", type=Path, help="write the lines to a file, too")
@@ -63,7 +64,13 @@ def main() -> int:
     start, commit = time.perf_counter(), _commit()
     lines, num_bad = [], 0
     for target in options.targets.split(","):
-        all_jobs = [*jobs_for(target, options.backends.split(",")), *step_jobs(target)]
+        backends = options.backends.split(",")
+        all_jobs = [
+            *jobs_for(target, backends),
+            *latent_jobs(target, backends),
+            *expert_jobs(target, backends),
+            *step_jobs(target),
+        ]
         jobs = [x for x in all_jobs if options.only.search(_title(target, x))]
         if options.list:
             print(*(_title(target, job) for job in jobs), sep="\n")

@@ -70,7 +70,7 @@ def make(spec: ExpertsSpec, hidden: int = 16):
     return weights, x_td
 
 
-def by_hand(w, x_td: np.ndarray, routing) -> np.ndarray:
+def by_hand(w, x_td: jax.Array, routing) -> np.ndarray:
     """Token by token, expert by expert, in float64."""
     w = {name: np.asarray(value, np.float64) for name, value in w.items()}
     out_td = np.zeros(x_td.shape)
