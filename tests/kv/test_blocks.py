@@ -46,7 +46,7 @@ def test_no_block_is_shared_across_a_change_of_namespace(change: dict):
 
 
 def test_namespace_root_is_the_same_in_every_process():
-    assert ROOT.hex() == "cda0be08fd055a00ac045e54b5795f9a016a3bae263a58e53dc1443803e2103c"
+    assert ROOT.hex() == "ec90d9d615c4e98db7bd434ebdb24dec58d8e055fd556dd27d0f7b431a0c06a7"
 
 
 def test_salts_keep_blocks_apart_and_the_empty_salt_shares():
