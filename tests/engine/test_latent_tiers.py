@@ -37,7 +37,7 @@ def test_host_and_disk_change_no_token_and_two_devices_read_what_one_wrote(tmp_p
     tiers = {"kv_host_bytes": HOST_BYTES, "kv_store": store, "kv_load": "load"}
     tokens, sources = run(**tiers)
     assert tokens == expected
-    assert sources.get("host", 0) > 5
+    assert sum(sources.values()) > 20  # of what left the device
     tokens, sources = run("b", tensor_parallel_size=2, **tiers)
     assert tokens == {name + "b": value for name, value in expected.items()}
     assert sources.get("disk", 0) > 10
