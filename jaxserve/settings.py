@@ -59,10 +59,18 @@ class Setting:
     def variable(self) -> str:
         return ENV_PREFIX + self.name.upper()
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether the value itself gives access, and is never shown."""
+        return self.name.endswith(("_key", "_keys"))
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A config, and for each setting that is not the default, where it came from."""
+    """A config, and for each setting that somebody gave, where it came from.
+
+    An origin is a flag, the name of an environment variable, or `file:line`.
+    """
 
     config: Config
     origins: Mapping[str, str]
@@ -108,14 +116,14 @@ def load_settings(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
 
-    def take(name: str, value: Any, origin: str) -> None:
-        values[name] = convert(known[name], value, origin)
+    def take(name: str, value: Any, origin: str, shown: str | None = None) -> None:
+        values[name] = convert(known[name], value, shown or origin)
         origins[name] = origin
 
     path = config_file or environ.get(CONFIG_FILE_VARIABLE)
     if path:
-        for name, value, key in _read_yaml(Path(path), known):
-            take(name, value, f"{path}: {key}")
+        for entry in _read_yaml(Path(path), known):
+            take(entry.name, entry.value, entry.place, f"{entry.place}: {entry.key}")
     by_variable = {setting.variable: name for name, setting in known.items()}
     for variable in sorted(environ):
         if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES:
@@ -244,6 +252,7 @@ class _Entry(typing.NamedTuple):
     name: str
     value: Any
     key: str  # as the file spells it
+    place: str  # file:line
 
 
 def _read_yaml(path: Path, known: Mapping[str, Setting]) -> list[_Entry]:
@@ -251,30 +260,48 @@ def _read_yaml(path: Path, known: Mapping[str, Setting]) -> list[_Entry]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} is not YAML: {text[:300]}") from error
+        message = " ".join(str(error).split())
+        raise ConfigError(f"config file {path} is not YAML: {message[:300]}") from error
     if content is None:
         return []
     if not isinstance(content, Mapping):
         raise ConfigError(f"config file {path} holds no keys; expected lines such as 'port: 8000'")
     sections = {section.name for section in fields(Config)}
-    found: list[_Entry] = []
+    lines = _lines_of(root, sections)
+    found: dict[str, _Entry] = {}
+
+    def take(key: Any, value: Any, valid: Mapping[str, Setting], shown: str) -> None:
+        name, place = str(key).replace("-", "_"), f"{path}:{lines.get(shown, 1)}"
+        if name not in valid:
+            raise ConfigError(f"{place}: " + unknown_name("key", shown, valid))
+        if name in found:
+            raise ConfigError(f"{place}: {shown} is given twice, first in {found[name].place}")
+        found[name] = _Entry(name, value, shown, place)
+
     for key, value in content.items():
         if key in sections and isinstance(value, Mapping):
             of_section = {name: s for name, s in known.items() if s.section == key}
             for inner, inner_value in value.items():
-                found.append(_entry(path, inner, inner_value, of_section, f"{key}.{inner}"))
+                take(inner, inner_value, of_section, f"{key}.{inner}")
+        elif key in sections and value is None:
+            continue  # a section whose keys are all commented out
         else:
-            found.append(_entry(path, key, value, known, str(key)))
-    return found
+            take(key, value, known, str(key))
+    return list(found.values())
 
 
-def _entry(path: Path, key: Any, value: Any, known: Mapping[str, Setting], shown: str) -> _Entry:
-    name = str(key).replace("-", "_")
-    if name not in known:
-        raise ConfigError(f"config file {path}: " + unknown_name("key", shown, known))
-    return _Entry(name, value, shown)
+def _lines_of(root: Any, sections: "set[str]") -> dict[str, int]:
+    """The line of each key, from 1; keys below a section as `section.key`."""
+    lines: dict[str, int] = {}
+    for key, value in root.value:
+        lines[str(key.value)] = key.start_mark.line + 1
+        if key.value in sections and isinstance(value.value, list):
+            for pair in value.value:
+                if isinstance(pair, tuple):
+                    lines[f"{key.value}.{pair[0].value}"] = pair[0].start_mark.line + 1
+    return lines

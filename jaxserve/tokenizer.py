@@ -77,6 +77,11 @@ class Tokenizer:
         return None if token is None or not self.has_text else self._backend.token_to_id(token)
 
     @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens beside the vocabulary of text, such as the markers of turns."""
+        return frozenset(self._added_tokens)
+
+    @property
     def has_text(self) -> bool:
         return self._backend is not None
 

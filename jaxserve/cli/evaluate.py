@@ -1,25 +1,55 @@
 """`jaxserve eval`: measures a model in this process, or one behind any OpenAI endpoint."""
 
-import argparse
-from typing import Any
+from typing import Annotated, Any
 
-from jaxserve.cli.flags import settings_of
+import typer
+
+from jaxserve.cli.app import option
+from jaxserve.cli.flags import with_model_argument, with_settings
 from jaxserve.errors import ConfigError
+from jaxserve.settings import Settings, unknown_name
+
+TASKS = ("retrieval",)
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    """Print a table, then one JSON line."""
-    if not 1 <= args.num <= 100_000:
-        raise ConfigError(f"--num is {args.num}; expected 1 to 100000")
-    settings = settings_of(args)
-    if args.url and settings.config.model.model:
+@with_model_argument
+@with_settings()
+def evaluate(
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help=f"what to measure: {', '.join(TASKS)}",
+            autocompletion=lambda: TASKS,
+        ),
+    ],
+    *,
+    num: Annotated[
+        int, option("--num", metavar="N", help="number of prompts; default: 1000")
+    ] = 1000,
+    url: Annotated[
+        str | None,
+        option(
+            "--url",
+            metavar="URL",
+            help="ask a running server instead, such as http://host:8000/v1",
+        ),
+    ] = None,
+    settings: Settings,
+) -> int:
+    """Measure how well a model answers: a table, then one JSON line."""
+    if task not in TASKS:
+        raise ConfigError(unknown_name("task", task, TASKS))
+    if not 1 <= num <= 100_000:
+        raise ConfigError(f"--num is {num}; expected 1 to 100000")
+    if url and settings.config.model.model:
         raise ConfigError("give either a model or --url")
 
     from jaxserve.evals import endpoint, retrieval
 
-    if args.url:
-        ask: Any = endpoint.Endpoint(args.url, settings.config.server.api_key)
-        report = retrieval.run(ask, retrieval.embedded_counter(), args.num)
+    if url:
+        ask: Any = endpoint.Endpoint(url, settings.config.server.api_key)
+        report = retrieval.run(ask, retrieval.embedded_counter(), num)
     else:
         from jaxserve.engine import build_engine
         from jaxserve.llm import LLM
@@ -29,7 +59,7 @@ def evaluate(args: argparse.Namespace) -> int:
             engine = build_engine(settings.config, bars)
         with LLM(engine=engine) as llm:
             ask = retrieval.InProcess(llm)
-            report = retrieval.run(ask, retrieval.counter(llm.tokenizer), args.num)
+            report = retrieval.run(ask, retrieval.counter(llm.tokenizer), num)
     print(report.table())
     print(report.json_line())
     return 0

@@ -1,18 +1,24 @@
 """Flags from the fields of Config and SamplingParams, and what they say, as settings.
 
-No flag is written by hand that a field describes. Knows nothing of what commands do.
+No flag is written by hand that a field describes. `with_settings` and `with_sampling` decorate a
+command's function: its parameter `settings` or `sampling` becomes all those flags. Knows nothing of
+what commands do.
 """
 
-import argparse
 import dataclasses
+import inspect
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeAlias
 
+import typer
+
+from jaxserve.cli.app import Run, expand, flag, option
 from jaxserve.errors import ConfigError
-from jaxserve.settings import Setting, Settings, all_settings, load_settings, unknown_name
+from jaxserve.settings import Setting, Settings, all_settings, load_settings
 from jaxserve.types import SamplingParams
 
+SAMPLING = "Sampling"
 SAMPLING_HELP = {
     "max_tokens": "stop after this many tokens; default: what the context holds",
     "temperature": "0 picks the likeliest token",
@@ -23,128 +29,145 @@ SAMPLING_HELP = {
     "frequency_penalty": "the same, times how often they came",
     "repetition_penalty": "divides the logits of tokens seen anywhere",
     "min_tokens": "no end before this many tokens",
+    "seed": "makes the answer the same every time",
 }
 
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ConfigErrors, with the nearest option named."""
-
-    Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-    Args: TypeAlias = argparse.Namespace
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(
-            **{"allow_abbrev": False, "formatter_class": argparse.HelpFormatter, **kwargs}
-        )
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Raises ConfigError where argparse would print its usage and exit."""
-        args, rest = self.parse_known_args(argv)
-        if rest:
-            parser: Parser = getattr(args, "parser", self)
-            raise ConfigError(parser._unknown(rest[0]))
-        return args
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-    def _unknown(self, argument: str) -> str:
-        name = argument.split("=")[0]
-        if not name.startswith("-"):
-            return f"unexpected argument {argument!r:.100}; see {self.prog} --help"
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        return unknown_name("option", name, flags)
+ModelArgument: TypeAlias = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="the same as --model MODEL")
+]
 
 
-def add_command(
-    commands: Parser.Commands,
-    name: str,
-    usage: str,
-    help: str,
-    run: Callable[[argparse.Namespace], int],
-) -> Parser:
-    command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-    command.usage = f"{command.prog} {usage}".rstrip()
-    command.set_defaults(run=run, parser=command)
+def with_settings(**defaults: Any) -> Callable[[Run], Run]:
+    """Give a command a flag for each setting, and `--config`, in place of its `settings`.
+
+    Args:
+        defaults: the command's own defaults, for settings that nobody gave.
+    """
+
+    def decorate(function: Run) -> Run:
+        flags = [config_flag(), *map(_setting_flag, all_settings().values())]
+
+        def build(values: Mapping[str, Any]) -> Settings:
+            given = {name.removeprefix("set_"): value for name, value in values.items()}
+            config_file = given.pop("config_file")
+            return settings_of(given, config_file, **defaults)
+
+        return expand(function, "settings", flags, build)
+
+    return decorate
+
+
+def with_model_argument(function: Run) -> Run:
+    """Let a command with settings take the model as an argument, too."""
+    signature = inspect.signature(function)
+
+    def command(model_argument: str | None, **given: Any) -> int:
+        if model_argument is not None:
+            if given["set_model"] is not None:
+                raise ConfigError(
+                    f"the model is given twice: {model_argument!r} and "
+                    f"--model {given['set_model']!r}"
+                )
+            given["set_model"] = model_argument
+        return function(**given)
+
+    own = inspect.Parameter(
+        "model_argument",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=ModelArgument,
+    )
+    positional = [p for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY]
+    others = [p for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY]
+    parameters = [*positional, own, *others]
+    command.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
     return command
 
 
-def add_settings(command: Parser) -> None:
-    """A flag for each setting, in groups by section, and --config."""
-    command.add_argument("--config", metavar="FILE", help="YAML file with settings")
-    groups: dict[str, Any] = {}
-    for setting in all_settings().values():
-        if setting.section not in groups:
-            groups[setting.section] = command.add_argument_group(setting.section)
-        options: dict[str, Any] = {"dest": "set_" + setting.name, "default": None}
-        options["help"] = _help(setting)
-        if setting.kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["metavar"] = _metavar(setting)
-        groups[setting.section].add_argument(setting.flag, **options)
-
-
-def settings_of(args: argparse.Namespace, **defaults: Any) -> Settings:
+def settings_of(flags: Mapping[str, Any], config_file: str | None, **defaults: Any) -> Settings:
     """What flags, environment and file say together.
 
     Args:
+        flags: by setting name, None where the flag was not given.
         defaults: a command's own defaults, for settings that nobody gave.
 
     Raises:
         ConfigError: what is given cannot work.
     """
-    flags = {name: getattr(args, "set_" + name) for name in all_settings()}
-    model = getattr(args, "model_argument", None)
-    if model is not None:
-        if flags["model"] is not None:
-            raise ConfigError(f"the model is given twice: {model!r} and --model {flags['model']!r}")
-        flags["model"] = model
-    given = load_settings(flags, os.environ, args.config)
+    given = load_settings(flags, os.environ, config_file)
     missing = {name: value for name, value in defaults.items() if name not in given.origins}
     if not missing:
         return given
-    loaded = load_settings(
-        {**missing, **{k: v for k, v in flags.items() if v is not None}}, os.environ, args.config
-    )
+    chosen = {name: value for name, value in flags.items() if value is not None}
+    loaded = load_settings({**missing, **chosen}, os.environ, config_file)
     return Settings(loaded.config, given.origins)
 
 
-def add_sampling(command: Parser) -> None:
-    """Flags for the scalar sampling parameters, and --stop."""
-    group = command.add_argument_group("sampling")
+def config_flag() -> inspect.Parameter:
+    """`--config FILE`."""
+    return flag(
+        "config_file",
+        str | None,
+        option("--config", metavar="FILE", help="YAML file with settings (env JAXSERVE_CONFIG)"),
+    )
+
+
+def with_sampling(function: Run) -> Run:
+    """Give a command a flag for each scalar sampling parameter, in place of its `sampling`."""
+    flags = []
     for spec in dataclasses.fields(SamplingParams):
         if spec.name in SAMPLING_HELP:
             kind = float if isinstance(spec.default, float) else int
-            group.add_argument(
+            shown = option(
                 "--" + spec.name.replace("_", "-"),
-                dest="sample_" + spec.name,
-                type=kind,
-                metavar=kind.__name__.upper(),
                 help=SAMPLING_HELP[spec.name],
+                section=SAMPLING,
+                metavar="X" if kind is float else "N",
             )
-    group.add_argument(
-        "--stop", dest="sample_stop", action="append", metavar="TEXT", help="stop at this text"
+            flags.append(flag("sample_" + spec.name, kind | None, shown))
+    stop = option(
+        "--stop", help="stop at this text; may be repeated", section=SAMPLING, metavar="TEXT"
     )
-    group.add_argument(
-        "--ignore-eos",
-        dest="sample_ignore_eos",
-        action="store_const",
-        const=True,
-        help="go on after the model's end of sequence",
+    flags.append(flag("sample_stop", list[str] | None, stop))
+    ignore = option(
+        "--ignore-eos", help="go on after the model's end of sequence", section=SAMPLING
     )
+    flags.append(flag("sample_ignore_eos", bool, ignore, default=False))
+    return expand(function, "sampling", flags, _sampling_of)
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+def _sampling_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling parameters that were given, by name."""
-    given = {
-        name.removeprefix("sample_"): value
-        for name, value in vars(args).items()
-        if name.startswith("sample_") and value is not None
-    }
+    given = {name.removeprefix("sample_"): value for name, value in values.items() if value}
+    zeros = {name.removeprefix("sample_"): v for name, v in values.items() if v == 0}
+    given |= {name: value for name, value in zeros.items() if name != "ignore_eos"}
     if "stop" in given:
         given["stop"] = tuple(given["stop"])
     return given
+
+
+def _setting_flag(setting: Setting) -> inspect.Parameter:
+    name = "set_" + setting.name
+    section = setting.section.capitalize() + " settings"
+    if setting.kind is bool:
+        spelt = f"{setting.flag}/--no-{setting.flag.removeprefix('--')}"
+        return flag(name, bool | None, option(spelt, help=_help(setting), section=section))
+    shown = option(
+        setting.flag,
+        help=_help(setting),
+        section=section,
+        metavar=_metavar(setting),
+        autocompletion=_completer(setting),
+    )
+    return flag(name, str | None, shown)
+
+
+def _completer(setting: Setting) -> Callable[[str], list[str]] | None:
+    if not setting.choices:
+        return None
+    return lambda incomplete: [c for c in setting.choices if c.startswith(incomplete)]
 
 
 def _help(setting: Setting) -> str:
@@ -152,8 +175,9 @@ def _help(setting: Setting) -> str:
     if setting.choices:
         parts.append("one of " + ", ".join(setting.choices))
     if not setting.optional:
-        parts.append(f"default: {setting.default}")
-    return ("; ".join(parts) + f" [{setting.variable}]").replace("%", "%%")
+        default = str(setting.default).lower() if setting.kind is bool else setting.default
+        parts.append(f"default: {default}")
+    return "; ".join(parts) + f" (env {setting.variable})"
 
 
 def _metavar(setting: Setting) -> str:

@@ -1,20 +1,24 @@
-"""`jaxserve kv`: the group of commands about cached KV blocks.
+"""`jaxserve kv`: the group of commands about cached KV blocks; each is in a file beside this."""
 
-Each command has its own file beside this one and is registered here.
-"""
+from jaxserve.cli.app import Entry, Group
 
-from jaxserve.cli.flags import Parser
-from jaxserve.cli.kv_admin import add_admin_commands
-from jaxserve.cli.kv_simulate import add_simulate_command
+_ADMIN = "jaxserve.cli.kv_admin:"
 
-
-def add_kv_commands(commands: Parser.Commands) -> None:
-    """Register `kv` and what stands below it."""
-    group = commands.add_parser(
-        "kv",
-        help="look after the tiers of the KV cache",
-        description="Look after the tiers of the KV cache.",
-    )
-    below = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add_admin_commands(below)
-    add_simulate_command(below)
+group = Group(
+    "kv",
+    "Look after the tiers of the KV cache.",
+    {
+        "stat": Entry(_ADMIN + "stat", "what the tiers hold and have done"),
+        "ls": Entry(_ADMIN + "ls", "list blocks, and where each of them is"),
+        "verify": Entry(_ADMIN + "verify", "read and check every record; delete damaged ones"),
+        "clear": Entry(_ADMIN + "clear", "remove all blocks of tiers"),
+        "pin": Entry(_ADMIN + "pin", "keep blocks from eviction on host and stores"),
+        "erase": Entry(
+            _ADMIN + "erase", "remove everything of a tenant from all tiers, and destroy its key"
+        ),
+        "simulate": Entry(
+            "jaxserve.cli.kv_simulate:simulate",
+            "replay a trace of block hashes through tiers of any policy and size",
+        ),
+    },
+)

@@ -5,16 +5,18 @@ Each works on a running server (`--server`, with its admin key) and on a store t
 damaged, or a store did not do what it was asked to.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from jaxserve.cli.flags import Parser, add_command
+import typer
+
+from jaxserve.cli.app import Run, expand, flag, option
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,116 +25,93 @@ if TYPE_CHECKING:
 
 SERVER = "http://127.0.0.1:8000"
 EXIT_DAMAGED = 1
+WHICH = "Which cache"
 Tiers: TypeAlias = "ServerTiers | StoreTiers"
 
 
-def add_admin_commands(below: Parser.Commands) -> None:
-    """Register the commands."""
-    _add(below, "stat", "[options]", "what the tiers hold and have done", _stat)
-    ls = _add(below, "ls", "[options]", "list blocks, and where each of them is", _ls)
-    ls.add_argument("--limit", type=int, default=100, help="at most so many (default: 100)")
-    ls.add_argument("--prefix", default="", metavar="HEX", help="whose names begin like this")
-    verify = _add(
-        below, "verify", "[options]", "read and check every record; delete damaged ones", _verify
-    )
-    verify.add_argument(
-        "--recompute",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also compute N random blocks again and compare; only blocks of known prompts: those "
-        "of --prompts, else the server's recent ones",
-    )
-    verify.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help="JSON lines: texts, lists of token ids, or objects with prompt or prompt_token_ids "
-        "and cache_salt",
-    )
-    clear = _add(below, "clear", "[options] TIER...", "remove all blocks of tiers", _clear)
-    clear.add_argument("tiers", nargs="+", metavar="TIER", help="device, host, a store, or all")
-    clear.add_argument(
-        "--stale", action="store_true", help="only what other models or settings left in stores"
-    )
-    pin = _add(
-        below, "pin", "[options] [HASH...]", "keep blocks from eviction on host and stores", _pin
-    )
-    pin.add_argument("hashes", nargs="*", metavar="HASH", help="64 hex digits, as ls shows them")
-    pin.add_argument("--prompt", metavar="TEXT", help="all full blocks of this text")
-    pin.add_argument("--cache-salt", default="", metavar="SALT", help="of the prompt")
-    pin.add_argument("--undo", action="store_true", help="let them be evicted again")
-    erase = _add(
-        below,
-        "erase",
-        "[options] SALT",
-        "remove everything of a tenant from all tiers, and destroy its key",
-        _erase,
-    )
-    erase.add_argument(
-        "salt", metavar="SALT", help="the tenant's cache_salt; - reads it from stdin"
-    )
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Whose tiers a command is about, and how it answers."""
+
+    server: str | None = None
+    admin_key: str | None = None
+    kv_store: str | None = None
+    kv_key_file: str | None = None
+    kv_key_folder: str | None = None
+    as_json: bool = False
 
 
-def _add(
-    below: Parser.Commands,
-    name: str,
-    usage: str,
-    help: str,
-    run: Callable[[argparse.Namespace], int],
-) -> Parser:
-    command = add_command(below, name, usage, help, run)
-    command.add_argument("--server", metavar="URL", help=f"a running server (default: {SERVER})")
-    command.add_argument(
-        "--admin-key", metavar="KEY", help="of the server; default: JAXSERVE_ADMIN_KEY"
-    )
-    command.add_argument("--kv-store", metavar="URL", help="a store that no server uses, instead")
-    command.add_argument(
-        "--kv-key-file", metavar="FILE", help="master key of that store, if it is encrypted"
-    )
-    command.add_argument("--kv-key-folder", metavar="FOLDER", help="wrapped keys of that store")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    return command
+def with_where(function: Run) -> Run:
+    """Replace a command's `where` by the flags that say which cache it is about."""
+
+    def text(name: str, metavar: str, help: str) -> Any:
+        spelt = "--" + name.replace("_", "-")
+        shown = option(spelt, metavar=metavar, help=help, section=WHICH)
+        return flag(name, str | None, shown)
+
+    flags = [
+        text("server", "URL", f"a running server; default: {SERVER}"),
+        text("admin_key", "KEY", "of the server (env JAXSERVE_ADMIN_KEY)"),
+        text("kv_store", "URL", "a store that no server uses, instead"),
+        text("kv_key_file", "FILE", "master key of that store, if it is encrypted"),
+        text("kv_key_folder", "FOLDER", "wrapped keys of that store"),
+        flag("as_json", bool, option("--json", help="print JSON"), default=False),
+    ]
+    return expand(function, "where", flags, lambda values: Where(**values))
 
 
-def _tiers(args: argparse.Namespace) -> Tiers:
-    if args.kv_store is None:
+def _tiers(where: Where) -> Tiers:
+    if where.kv_store is None:
         from jaxserve.cli.kv_remote import ServerTiers
 
-        key = args.admin_key or os.environ.get("JAXSERVE_ADMIN_KEY")
-        return ServerTiers(args.server or SERVER, key)
-    if args.server is not None:
+        key = where.admin_key or os.environ.get("JAXSERVE_ADMIN_KEY")
+        return ServerTiers(where.server or SERVER, key)
+    if where.server is not None:
         raise ConfigError("give either --server or --kv-store")
     from jaxserve.cli.kv_offline import StoreTiers
 
-    return StoreTiers(args.kv_store, args.kv_key_file, args.kv_key_folder)
+    return StoreTiers(where.kv_store, where.kv_key_file, where.kv_key_folder)
 
 
-def _show(args: argparse.Namespace, body: dict[str, Any], lines: Sequence[str]) -> None:
-    print(json.dumps(body) if args.json else "\n".join(lines))
+def _show(where: Where, body: dict[str, Any], lines: Sequence[str]) -> None:
+    print(json.dumps(body) if where.as_json else "\n".join(lines))
 
 
-def _stat(args: argparse.Namespace) -> int:
-    with closing(_tiers(args)) as tiers:
+@with_where
+def stat(*, where: Where) -> int:
+    """Show what the tiers hold and have done."""
+    with closing(_tiers(where)) as tiers:
         body = tiers.stat()
     from jaxserve.kv.stats import KVStats, show_bytes
 
     if "tiers" in body:
-        _show(args, body, [str(KVStats.from_json(body))])
+        _show(where, body, [str(KVStats.from_json(body))])
         return 0
     size = f"{body['num_records']:,} records, {show_bytes(body['num_bytes'])}"
     lines = [f"{body['store']}: {size}, oldest {_age(body['oldest_s'])}"]
     lines.append(f"  {body['num_tenants']:,} tenants, {body['num_expired']:,} records expired")
     for namespace, count in body["namespaces"].items():
         lines.append(f"  namespace {namespace}: {count:,} records")
-    _show(args, body, lines)
+    _show(where, body, lines)
     return 0
 
 
-def _ls(args: argparse.Namespace) -> int:
-    if args.limit < 1:
-        raise ConfigError(f"--limit is {args.limit}; expected at least 1")
-    with closing(_tiers(args)) as tiers:
-        body = tiers.ls(args.limit, args.prefix)
+@with_where
+def ls(
+    *,
+    limit: Annotated[
+        int, option("--limit", metavar="N", help="at most so many; default: 100")
+    ] = 100,
+    prefix: Annotated[
+        str, option("--prefix", metavar="HEX", help="whose names begin like this")
+    ] = "",
+    where: Where,
+) -> int:
+    """List blocks, and where each of them is."""
+    if limit < 1:
+        raise ConfigError(f"--limit is {limit}; expected at least 1")
+    with closing(_tiers(where)) as tiers:
+        body = tiers.ls(limit, prefix)
     from jaxserve.kv.stats import show_bytes
 
     lines = []
@@ -143,22 +122,45 @@ def _ls(args: argparse.Namespace) -> int:
         notes += [f"tenant {block['tenant'][:8]}"] if block["tenant"] else []
         notes += ["pinned"] if block["is_pinned"] else []
         notes += [] if block["is_ours"] else ["of another model or setting"]
-        where = "+".join(block["tiers"])
+        tiers_of = "+".join(block["tiers"])
         lines.append(
-            f"{block['name']}  {show_bytes(block['num_bytes']):>9}  {where}  {', '.join(notes)}"
+            f"{block['name']}  {show_bytes(block['num_bytes']):>9}  {tiers_of}  {', '.join(notes)}"
         )
     if not body["is_complete"]:
         lines.append("... and more: raise --limit, or give a longer --prefix")
-    _show(args, body, [line.rstrip() for line in lines] or ["no blocks"])
+    _show(where, body, [line.rstrip() for line in lines] or ["no blocks"])
     return 0
 
 
-def _verify(args: argparse.Namespace) -> int:
-    prompts = None if args.prompts is None else _read_prompts(args.prompts)
-    if prompts is not None and not args.recompute:
+@with_where
+def verify(
+    *,
+    recompute: Annotated[
+        int,
+        option(
+            "--recompute",
+            metavar="N",
+            help="also compute N random blocks again and compare; only blocks of known prompts: "
+            "those of --prompts, else the server's recent ones",
+        ),
+    ] = 0,
+    prompts: Annotated[
+        str | None,
+        option(
+            "--prompts",
+            metavar="FILE",
+            help="JSON lines: texts, lists of token ids, or objects with prompt or "
+            "prompt_token_ids and cache_salt",
+        ),
+    ] = None,
+    where: Where,
+) -> int:
+    """Read and check every record; delete damaged ones."""
+    known = None if prompts is None else _read_prompts(prompts)
+    if known is not None and not recompute:
         raise ConfigError("--prompts says which blocks to compute again: give --recompute N, too")
-    with closing(_tiers(args)) as tiers:
-        body = tiers.verify(args.recompute, prompts)
+    with closing(_tiers(where)) as tiers:
+        body = tiers.verify(recompute, known)
     from jaxserve.kv.stats import show_bytes
 
     lines = []
@@ -187,37 +189,73 @@ def _verify(args: argparse.Namespace) -> int:
             lines.append(f"  largest difference: {largest}")
         lines += [f"  {again['note']}"] if again["note"] else []
     lines.append("damage was found" if body["is_damaged"] else "nothing is damaged")
-    _show(args, body, lines)
+    _show(where, body, lines)
     return EXIT_DAMAGED if body["is_damaged"] or not body["is_complete"] else 0
 
 
-def _clear(args: argparse.Namespace) -> int:
-    with closing(_tiers(args)) as tiers:
-        body = tiers.clear(args.tiers, args.stale)
+@with_where
+def clear(
+    tiers: Annotated[
+        list[str], typer.Argument(metavar="TIER...", help="device, host, a store, or all")
+    ],
+    *,
+    stale: Annotated[
+        bool,
+        option("--stale", help="only what other models or settings left in stores"),
+    ] = False,
+    where: Where,
+) -> int:
+    """Remove all blocks of tiers."""
+    with closing(_tiers(where)) as opened:
+        body = opened.clear(tiers, stale)
     lines = [f"device: {body['device_blocks']:,} blocks, host: {body['host_blocks']:,} blocks"]
-    _show(args, body, (lines if args.kv_store is None else []) + _erasures(body))
+    _show(where, body, (lines if where.kv_store is None else []) + _erasures(body))
     return 0 if body["is_complete"] else 1
 
 
-def _pin(args: argparse.Namespace) -> int:
-    if not args.hashes and args.prompt is None:
+@with_where
+def pin(
+    hashes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="HASH...", help="64 hex digits, as ls shows them"),
+    ] = None,
+    *,
+    prompt: Annotated[
+        str | None, option("--prompt", metavar="TEXT", help="all full blocks of this text")
+    ] = None,
+    cache_salt: Annotated[str, option("--cache-salt", metavar="SALT", help="of the prompt")] = "",
+    undo: Annotated[bool, option("--undo", help="let them be evicted again")] = False,
+    where: Where,
+) -> int:
+    """Keep blocks from eviction on host and stores."""
+    if not hashes and prompt is None:
         raise ConfigError("nothing to pin: give hashes or --prompt")
-    with closing(_tiers(args)) as tiers:
-        body = tiers.pin(args.hashes, args.prompt, args.cache_salt, not args.undo)
+    with closing(_tiers(where)) as tiers:
+        body = tiers.pin(hashes or [], prompt, cache_salt, not undo)
     what = "pinned" if body["pinned"] else "unpinned"
     counts = ", ".join(f"{count:,} in {tier}" for tier, count in body["by_tier"].items())
     lines = [f"{what} of {body['num_blocks']:,} blocks: {counts}"]
-    _show(args, body, lines + ([body["note"]] if body["note"] else []))
+    _show(where, body, lines + ([body["note"]] if body["note"] else []))
     return 1 if body["note"] else 0
 
 
-def _erase(args: argparse.Namespace) -> int:
-    salt = sys.stdin.readline().rstrip("\r\n") if args.salt == "-" else args.salt
-    with closing(_tiers(args)) as tiers:
+@with_where
+def erase(
+    salt: Annotated[
+        str,
+        typer.Argument(metavar="SALT", help="the tenant's cache_salt; - reads it from stdin"),
+    ],
+    *,
+    where: Where,
+) -> int:
+    """Remove everything of a tenant from all tiers, and destroy its key."""
+    if salt == "-":
+        salt = sys.stdin.readline().rstrip("\r\n")
+    with closing(_tiers(where)) as tiers:
         body = tiers.erase(salt)
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(body["at_s"]))
     lines = [f"erased tenant {body['tenant']} at {at}, in {body['seconds']:.2f} s"]
-    if args.kv_store is None:
+    if where.kv_store is None:
         lines.append(
             f"device: {body['device_blocks']:,} blocks, host: {body['host_blocks']:,} blocks"
             + ("" if body["is_exact"] else " (of everybody: whose they were was not known)")
@@ -226,7 +264,7 @@ def _erase(args: argparse.Namespace) -> int:
     lines.append(f"key: {body['key']}")
     if body["live_requests"]:
         lines.append(f"{body['live_requests']:,} live requests go on; nothing is kept of them")
-    _show(args, body, lines)
+    _show(where, body, lines)
     return 0 if body["is_complete"] else 1
 
 

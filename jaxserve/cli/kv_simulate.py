@@ -1,12 +1,13 @@
 """`jaxserve kv simulate`: what policies and tier sizes would have done on a recorded workload."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from jaxserve.cli.flags import Parser, add_command
+import typer
+
+from jaxserve.cli.app import option
 from jaxserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,76 +21,101 @@ MAX_BLOCKS = 1 << 28
 HEADER = ("tiers", "hit ratio", "bound", "stores/ref", "written", "loaded")
 
 
-def add_simulate_command(commands: Parser.Commands) -> None:
-    command = add_command(
-        commands,
-        "simulate",
-        "[options] TRACE",
-        "replay a trace of block hashes through tiers of any policy and size",
-        simulate,
-    )
-    command.add_argument(
-        "trace", metavar="TRACE", help="JSON lines with hash_ids and timestamp; .gz is unpacked"
-    )
-    command.add_argument(
-        "--policies",
-        metavar="LIST",
-        default=POLICIES,
-        help=f"policies to compare, separated by commas (default: {POLICIES})",
-    )
-    command.add_argument(
-        "--sizes",
-        metavar="LIST",
-        help="tier sizes to compare: shares of the trace's unique blocks, or bytes such as 8GiB "
-        f"(default: {SIZES})".replace("%", "%%"),
-    )
-    command.add_argument(
-        "--tiers",
-        metavar="LIST",
-        help="one cascade instead, nearest first, as name:size:policy, e.g. "
-        "device:1%%:lru,host:5%%:auto,disk:20%%:arc; a block is copied to every tier early; with "
-        "--prefill-rate, every tier but the first also has a speed, e.g. host:5%%:auto:20GiB",
-    )
-    command.add_argument(
-        "--prefill-rate",
-        metavar="N",
-        type=float,
-        help="prompt tokens computed per second: ask the planner, too, when to load",
-    )
-    command.add_argument(
-        "--block-tokens", metavar="N", type=int, default=16, help="tokens per block (default: 16)"
-    )
-    command.add_argument(
-        "--block-bytes", metavar="BYTES", help="size of a block, such as 2MiB (default: 1MiB)"
-    )
-    command.add_argument("--json", action="store_true", help="one JSON line per result, no table")
-
-
-def simulate(args: argparse.Namespace) -> int:
-    """Print a table, or JSON lines."""
-    if args.tiers and args.sizes:
+def simulate(
+    trace: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRACE", help="JSON lines with hash_ids and timestamp; .gz is unpacked"
+        ),
+    ],
+    *,
+    policies: Annotated[
+        str,
+        option(
+            "--policies",
+            metavar="LIST",
+            help=f"policies to compare, separated by commas; default: {POLICIES}",
+        ),
+    ] = POLICIES,
+    sizes: Annotated[
+        str | None,
+        option(
+            "--sizes",
+            metavar="LIST",
+            help="tier sizes to compare: shares of the trace's unique blocks, or bytes such as "
+            f"8GiB; default: {SIZES}",
+        ),
+    ] = None,
+    tiers: Annotated[
+        str | None,
+        option(
+            "--tiers",
+            metavar="LIST",
+            help="one cascade instead, nearest first, as name:size:policy, such as "
+            "device:1%:lru,host:5%:auto,disk:20%:arc; a block is copied to every tier early; with "
+            "--prefill-rate, every tier but the first also has a speed, such as host:5%:auto:20GiB",
+        ),
+    ] = None,
+    prefill_rate: Annotated[
+        float | None,
+        option(
+            "--prefill-rate",
+            metavar="N",
+            help="prompt tokens computed per second: ask the planner, too, when to load",
+        ),
+    ] = None,
+    block_tokens: Annotated[
+        int, option("--block-tokens", metavar="N", help="tokens per block; default: 16")
+    ] = 16,
+    block_bytes: Annotated[
+        str,
+        option(
+            "--block-bytes", metavar="BYTES", help="size of a block, such as 2MiB; default: 1MiB"
+        ),
+    ] = "1MiB",
+    as_json: Annotated[bool, option("--json", help="one JSON line per result, no table")] = False,
+) -> int:
+    """Replay a trace of block hashes through tiers of any policy and size."""
+    if tiers and sizes:
         raise ConfigError("give either --sizes or --tiers: the tiers have their own sizes")
 
     from jaxserve.kv.policy import check_policy
-    from jaxserve.kv.simulate import TierSpec, belady_hit_ratio
     from jaxserve.kv.stores.options import as_bytes
     from jaxserve.kv.traces import load_trace
-    from jaxserve.progress import Progress
 
-    block_bytes = as_bytes("--block-bytes", args.block_bytes or "1MiB")
+    num_bytes = as_bytes("--block-bytes", block_bytes)
     cascades: list[list[TierText]]
-    if args.tiers:
-        cascades = [[_tier(text) for text in _split("--tiers", args.tiers)]]
+    if tiers:
+        cascades = [[_tier(text) for text in _split("--tiers", tiers)]]
     else:
-        policies = _split("--policies", args.policies)
-        sizes = _split("--sizes", args.sizes or SIZES)
-        cascades = [[TierText("tier", size, policy)] for size in sizes for policy in policies]
+        names = _split("--policies", policies)
+        shares = _split("--sizes", sizes or SIZES)
+        cascades = [[TierText("tier", share, policy)] for share in shares for policy in names]
     for cascade in cascades:
         for tier in cascade:
-            _num_blocks(tier.size, 1, block_bytes)
+            _num_blocks(tier.size, 1, num_bytes)
             check_policy(tier.policy)
-    costs = _costs(args, cascades[0], block_bytes)
-    trace = load_trace(args.trace)
+    planner = Planner(prefill_rate, block_tokens)
+    costs = planner.costs(cascades[0], bool(tiers), num_bytes)
+    loaded = load_trace(trace)
+    rows = _rows(loaded, cascades, num_bytes, costs)
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        _print_table(loaded, rows)
+    return 0
+
+
+def _rows(
+    trace: "Trace",
+    cascades: Sequence[Sequence["TierText"]],
+    block_bytes: int,
+    costs: "Costs | None",
+) -> list[dict[str, Any]]:
+    from jaxserve.kv.simulate import TierSpec, belady_hit_ratio
+    from jaxserve.progress import Progress
+
     bounds: dict[int, float] = {}
     rows = []
     with Progress() as report:
@@ -104,12 +130,7 @@ def simulate(args: argparse.Namespace) -> int:
             if total not in bounds:
                 bounds[total] = belady_hit_ratio(trace, total)
             rows.append(_row(trace, specs, bounds[total], block_bytes, report, costs))
-    if args.json:
-        for row in rows:
-            print(json.dumps(row))
-    else:
-        _print_table(trace, rows)
-    return 0
+    return rows
 
 
 def _row(
@@ -207,27 +228,37 @@ def _tier(text: str) -> TierText:
     return TierText(*parts)
 
 
-def _costs(args: argparse.Namespace, tiers: Sequence[TierText], block_bytes: int) -> "Costs | None":
-    """What the planner needs to know; None if it is not asked."""
-    from jaxserve.kv.simulate_times import Costs
-    from jaxserve.kv.stores.options import as_bytes
+class Planner(NamedTuple):
+    """What `--prefill-rate` and `--block-tokens` say."""
 
-    if args.prefill_rate is None:
-        if any(tier.speed for tier in tiers):
-            raise ConfigError("a tier has a speed, but there is no --prefill-rate to compare with")
-        return None
-    if not 0 < args.prefill_rate < 1e12 or not 1 <= args.block_tokens <= 1 << 20:
-        raise ConfigError(
-            f"--prefill-rate is {args.prefill_rate:g} and --block-tokens {args.block_tokens}; "
-            "expected positive numbers"
-        )
-    if not args.tiers or tiers[0].speed or not all(tier.speed for tier in tiers[1:]):
-        raise ConfigError(
-            "--prefill-rate needs --tiers with the bytes per second of every tier but the first, "
-            "e.g. device:1%:lru,host:5%:auto:20GiB,disk:20%:auto:2GiB"
-        )
-    speeds = tuple(float(as_bytes(f"speed of {tier.name}", tier.speed)) for tier in tiers[1:])
-    return Costs(args.block_tokens, block_bytes, args.prefill_rate, speeds)
+    prefill_rate: float | None
+    block_tokens: int
+
+    def costs(
+        self, tiers: Sequence[TierText], is_cascade: bool, block_bytes: int
+    ) -> "Costs | None":
+        """What the planner needs to know; None if it is not asked."""
+        from jaxserve.kv.simulate_times import Costs
+        from jaxserve.kv.stores.options import as_bytes
+
+        if self.prefill_rate is None:
+            if any(tier.speed for tier in tiers):
+                raise ConfigError(
+                    "a tier has a speed, but there is no --prefill-rate to compare with"
+                )
+            return None
+        if not 0 < self.prefill_rate < 1e12 or not 1 <= self.block_tokens <= 1 << 20:
+            raise ConfigError(
+                f"--prefill-rate is {self.prefill_rate:g} and --block-tokens {self.block_tokens}; "
+                "expected positive numbers"
+            )
+        if not is_cascade or tiers[0].speed or not all(tier.speed for tier in tiers[1:]):
+            raise ConfigError(
+                "--prefill-rate needs --tiers with the bytes per second of every tier but the "
+                "first, e.g. device:1%:lru,host:5%:auto:20GiB,disk:20%:auto:2GiB"
+            )
+        speeds = tuple(float(as_bytes(f"speed of {tier.name}", tier.speed)) for tier in tiers[1:])
+        return Costs(self.block_tokens, block_bytes, self.prefill_rate, speeds)
 
 
 def _num_blocks(size: str, num_unique: int, block_bytes: int) -> int:

@@ -1,6 +1,5 @@
 """`jaxserve serve`: a plan, then the work with its progress, then a line that says where to go."""
 
-import argparse
 import asyncio
 import json
 import logging
@@ -8,16 +7,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jaxserve
-from jaxserve.cli.flags import settings_of
+from jaxserve.cli.configure import shown_value
+from jaxserve.cli.flags import with_model_argument, with_settings
 from jaxserve.config import Config
 from jaxserve.errors import ConfigError
-from jaxserve.settings import Settings
+from jaxserve.settings import Settings, all_settings
 
-SECRET = frozenset({"api_key", "admin_key"})
 GRACEFUL_S = 10
 MAX_PORT = 65_535
 SWITCH_S = 0.0005
@@ -25,10 +23,11 @@ SWITCH_S = 0.0005
 MAX_HEADER_BYTES = 64 << 10
 
 
-def serve(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM."""
+@with_model_argument
+@with_settings()
+def serve(*, settings: Settings) -> int:
+    """Serve a model over HTTP, with the OpenAI API, until Ctrl-C or SIGTERM."""
     started_s = time.monotonic()
-    settings = settings_of(args)
     signal.signal(signal.SIGTERM, _interrupt)
     sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
@@ -80,7 +79,8 @@ def plan(settings: Settings, url: str) -> list[str]:
         f"{config.scheduler.max_num_waiting} more may wait",
     ]
     if settings.origins:
-        changed = [f"{name} = {_shown(config, name)}" for name in settings.origins]
+        known = all_settings()
+        changed = [f"{n} = {shown_value(settings, known[n])}" for n in settings.origins]
         lines.append("  settings  " + ", ".join(changed))
     return lines
 
@@ -158,20 +158,6 @@ def _build(config: Config) -> Any:
 def _host_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _shown(config: Config, name: str) -> str:
-    if name in SECRET:
-        return "(hidden)"
-    sections: Sequence[Any] = [
-        config.model,
-        config.cache,
-        config.scheduler,
-        config.parallel,
-        config.runtime,
-        config.server,
-    ]
-    return next(str(getattr(section, name)) for section in sections if hasattr(section, name))
 
 
 def _count(number: int) -> str:

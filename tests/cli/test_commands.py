@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 import jaxserve
-from jaxserve.cli import main, make_parser
-from jaxserve.cli.flags import settings_of
+from jaxserve.cli import main
+from jaxserve.cli.app import as_command
+from jaxserve.cli.commands import ENTRIES
+from jaxserve.cli.flags import settings_of, with_model_argument, with_settings
 from jaxserve.cli.serve import bind, plan
 from jaxserve.config import Config, ServerConfig
 from jaxserve.errors import ConfigError
-from jaxserve.settings import all_settings
+from jaxserve.settings import Settings, all_settings
 from tests.fake_engine import REPLY, FakeEngine
 
 ROOT = Path(__file__).parents[2]
@@ -41,18 +43,86 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
     return built
 
 
-def test_help_is_quick_because_it_imports_nothing_heavy():
+HEAVY = {"jax", "numpy", "fastapi", "pydantic", "uvicorn", "tokenizers", "yaml", "tqdm", "httpx"}
+HEAVY |= {"rich", "aiohttp", "prompt_toolkit", "huggingface_hub", "matplotlib"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["serve", "--help"]], ids=" ".join)
+def test_help_is_quick_because_it_imports_nothing_heavy(argv: list[str]):
     code = (
         "import sys, jaxserve.cli\n"
-        "try: jaxserve.cli.main(['serve', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'jax', 'numpy', 'fastapi', 'uvicorn', 'tokenizers', 'yaml', 'tqdm', 'httpx'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        f"assert jaxserve.cli.main({argv}) == 0\n"
+        f"assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    for setting in all_settings().values():
-        assert setting.flag in run.stdout and setting.variable in run.stdout
+    if argv[0] == "serve":
+        for setting in all_settings().values():
+            spelt = setting.flag.replace("--", "--[no-]") if setting.kind is bool else setting.flag
+            assert spelt in run.stdout and setting.variable in run.stdout
+
+
+def every_command() -> list[list[str]]:
+    """The words that lead to each command and group."""
+    found: list[list[str]] = [[]]
+    for name, entry in ENTRIES.items():
+        found.append([name])
+        inner = getattr(entry.load(name), "entries", {})
+        found += [[name, below] for below in inner]
+    return found
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_the_help_of_every_command_has_its_options_within_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Usage: jaxserve " + " ".join(words)) and "-h, --help" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_refuses_an_unknown_option_in_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+):
+    assert main([*words, "--hlep"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxserve: error: ") and err.count("\n") == 1
+    assert "did you mean --help" in err
+
+
+def test_the_shell_completes_commands_options_and_choices():
+    def completions(line: str) -> list[str]:
+        words = line.split(" ")
+        environ = {"_JAXSERVE_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        run = subprocess.run(
+            [sys.executable, "-m", "jaxserve.cli"],
+            env={**os.environ, **environ, "COMP_CWORD": str(len(words) - 1)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        return run.stdout.split()
+
+    assert completions("jaxserve ser") == ["serve"]
+    assert completions("jaxserve serve --page-s") == ["--page-size"]
+    assert completions("jaxserve serve --dtype b") == ["bfloat16"]
+
+
+def settings_from(*argv: str) -> Settings:
+    """What `serve` would get from a command line."""
+    got: list[Settings] = []
+
+    @with_model_argument
+    @with_settings()
+    def command(*, settings: Settings) -> int:
+        got.append(settings)
+        return 0
+
+    as_command("command", command).main(list(argv), prog_name="x", standalone_mode=False)
+    return got[0]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
@@ -63,23 +133,30 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required: COMMAND"),
-        (["sreve"], "invalid choice: 'sreve'"),
+        ([], "needs a command"),
+        (["sreve"], "unknown command 'sreve'; did you mean serve?"),
+        (["kv"], "jaxserve kv needs a command"),
+        (["kv", "stta"], "did you mean stat?"),
+        (["serve", "--page-size"], "requires an argument"),
+        (["serve", "--warmup=3"], "does not take a value"),
         (["serve", "--pag-size", "3"], "did you mean --page-size"),
         (["serve", "--page-size", "many"], "--page-size is 'many'; expected an integer"),
         (["serve", "--dtype", "int3"], "expected one of auto, float32"),
         (["serve", "--page-size", "0"], "expected at least 1"),
         (["serve", "--host", "0.0.0.0"], "set an API key"),
         (["serve", "--port", "99999"], "cannot listen on"),
-        (["serve", "a", "b"], "unexpected argument 'b'"),
+        (["serve", "a", "b"], "unexpected extra argument(s) (b)"),
         (["serve", "a", "--model", "b"], "given twice"),
         (["serve", "--config", "/nowhere.yaml"], "No such file"),
-        (["generate"], "required: PROMPT"),
+        (["generate", "a", "--prompts", "b"], "either a prompt or --prompts"),
+        (["generate", "--prompts", "/nowhere"], "cannot read /nowhere: No such file"),
+        (["generate", "--prompts", "/dev/null"], "holds no prompts"),
         (["generate", "a", "--raw", "--system", "b"], "leave out --raw"),
-        (["generate", "a", "--temperature", "hot"], "invalid float value"),
+        (["generate", "a", "--temperature", "hot"], "valid number"),
+        (["eval", "retreival"], "did you mean retrieval?"),
         (["eval", "retrieval", "--num", "0"], "expected 1 to"),
         (["eval", "retrieval", "m", "--url", "http://x"], "either a model or --url"),
-        (["convert", "a"], "required: DST"),
+        (["convert", "a"], "missing argument 'DST'"),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(
@@ -108,24 +185,23 @@ def test_each_setting_has_a_flag_that_reaches_the_config(monkeypatch: pytest.Mon
         value = values.setdefault(setting.name, default)
         spelt = setting.flag if value is not False else setting.flag.replace("--", "--no-", 1)
         argv = [spelt] if setting.kind is bool else [spelt, str(value)]
-        config = settings_of(make_parser().parse(["serve", *argv])).config
+        config = settings_from(*argv).config
         assert getattr(getattr(config, setting.section), setting.name) == value
         monkeypatch.setenv(setting.variable, str(value))
-        config = settings_of(make_parser().parse(["serve"])).config
+        config = settings_from().config
         assert getattr(getattr(config, setting.section), setting.name) == value
         monkeypatch.delenv(setting.variable)
 
 
 def test_a_commands_own_default_gives_way_to_what_is_given(monkeypatch: pytest.MonkeyPatch):
-    args = make_parser().parse(["generate", "a"])
-    assert not settings_of(args, warmup=False).config.runtime.warmup
+    assert not settings_of({}, None, warmup=False).config.runtime.warmup
     monkeypatch.setenv("JAXSERVE_WARMUP", "on")
-    assert settings_of(args, warmup=False).config.runtime.warmup
+    assert settings_of({}, None, warmup=False).config.runtime.warmup
 
 
 def test_the_plan_hides_the_key(monkeypatch: pytest.MonkeyPatch):
-    args = make_parser().parse(["serve", "some/model", "--api-key", "s3cret"])
-    text = "\n".join(plan(settings_of(args), "http://127.0.0.1:1"))
+    settings = settings_from("some/model", "--api-key", "s3cret")
+    text = "\n".join(plan(settings, "http://127.0.0.1:1"))
     assert "s3cret" not in text and "some/model" in text and "api_key = (hidden)" in text
 
 

@@ -22,7 +22,7 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path):
     assert (config.server.port, config.server.host, config.cache.page_size) == (3, "127.0.0.2", 8)
     assert config.scheduler.max_num_seqs == 64
     assert loaded.origins["port"] == "--port" and loaded.origins["host"] == "JAXSERVE_HOST"
-    assert loaded.origins["page_size"].endswith("config.yaml: page_size")
+    assert loaded.origins["page_size"].endswith("config.yaml:3")
 
 
 def test_file_keys_may_be_in_sections_or_flat_with_dashes(tmp_path: Path):
@@ -51,6 +51,8 @@ def test_the_environment_can_name_the_file(tmp_path: Path):
         ("- 1", "holds no keys"),
         ("a: [", "is not YAML"),
         ("server: 3", "unknown key 'server'"),
+        ("port: 9\nserver:\n  # a comment\n  port: 3", "config.yaml:4: server.port is given twice"),
+        ("cache:\n  page-size: x", "config.yaml:2: cache.page-size is 'x'"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str):
