@@ -1,21 +1,27 @@
 """This machine: what it can do at most, who else is using it, and what the figures depend on."""
 
-import ctypes
 import datetime
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from jaxserve.benchmarks.machine import num_cpus, product_flops, read_bytes_per_s
 
-PRODUCT_SIZE = 2048
-LIMIT_ROUNDS = 8
+__all__ = [
+    "CpuClock",
+    "Limits",
+    "cpu_name",
+    "environment",
+    "num_cpus",
+    "peak_rss_bytes",
+    "product_flops",
+    "read_bytes_per_s",
+    "read_cpu_clock",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,56 +36,6 @@ class Limits:
             "read_gb_s": round(self.read_bytes_per_s / 1e9, 2),
             "gflop_s": {dtype: round(rate / 1e9, 1) for dtype, rate in self.flops.items()},
         }
-
-
-def read_bytes_per_s(num_bytes: int) -> float:
-    """Bytes of main memory read per second by all cores together, the best of a few passes.
-
-    Each thread searches its part of the buffer for a byte that is not there: `memchr` of the C
-    library reads with the widest instructions, and calls through ctypes run in parallel.
-    """
-    memchr = ctypes.CDLL(None).memchr
-    memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    memchr.restype = ctypes.c_void_p
-    buffer = np.ones(num_bytes, np.uint8)
-    num_threads = num_cpus()
-    part = num_bytes // num_threads
-    with ThreadPoolExecutor(num_threads) as threads:
-
-        def one_pass() -> None:
-            starts = [buffer.ctypes.data + i * part for i in range(num_threads)]
-            found = list(threads.map(lambda start: memchr(start, 0, part), starts))
-            assert not any(found)
-
-        best_s = min(_seconds(one_pass) for _ in range(LIMIT_ROUNDS))
-    return part * num_threads / best_s
-
-
-def product_flops(dtype: str) -> float:
-    """Floating-point operations per second of a large matrix product in XLA, the best of a few."""
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE), dtype)
-    product = jax.jit(
-        lambda x: jax.lax.dot_general(
-            x, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
-    )
-    product(a).block_until_ready()
-    best_s = min(_seconds(lambda: product(a).block_until_ready()) for _ in range(LIMIT_ROUNDS))
-    return 2 * PRODUCT_SIZE**3 / best_s
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start_s = time.perf_counter()
-    function()
-    return time.perf_counter() - start_s
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,10 +71,12 @@ def _over_time(axis: Any, good: Sequence[Answer], answers: Sequence[Answer]) -> 
     tokens, _ = np.histogram(np.concatenate(times), edges, weights=np.concatenate(weights))
     axis.stairs(tokens / np.diff(edges), edges, color=BLUE, fill=True, alpha=0.35)
     axis.stairs(tokens / np.diff(edges), edges, color=BLUE, label="output tokens/s")
-    middle = (edges[:-1] + edges[1:]) / 2
-    running = [sum(a.sent_s - start_s <= t < a.ended_s - start_s for a in answers) for t in middle]
+    starts = np.array([a.sent_s - start_s for a in answers])[:, None]
+    ends = np.array([a.ended_s - start_s for a in answers])[:, None]
+    inside = np.minimum(ends, edges[1:]) - np.maximum(starts, edges[:-1])
+    running = np.maximum(inside, 0).sum(axis=0) / np.diff(edges)  # the average over each bin
     other = axis.twinx()
-    other.plot(middle, running, color=ORANGE, label="requests under way")
+    other.stairs(running, edges, color=ORANGE, linewidth=1.5)
     other.set_ylabel("requests under way", color=ORANGE)
     other.spines["top"].set_visible(False)
     other.set_ylim(bottom=0)
@@ -98,8 +100,7 @@ def _distribution(
     for name in names:
         axis.axvline(summary[name], color=GREY, linestyle=":", linewidth=1)
         text = f" {name.split('_')[0]} {summary[name]:,.4g}"
-        high = 0.06 if name.startswith("median") else 0.5
-        axis.text(summary[name], high, text, rotation=90, va="bottom", ha="right", fontsize=8)
+        axis.text(summary[name], 0.04, text, rotation=90, va="bottom", ha="left", fontsize=8)
     axis.set_ylim(0, 1.02)
 
 

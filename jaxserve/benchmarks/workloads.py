@@ -163,11 +163,11 @@ def replay(
     start_ms: float | None = None
     for line, record in _json_lines(path):
         entry = _trace_entry(record, f"{path}:{line}")
-        start_ms = entry.at_ms if start_ms is None else start_ms
         num_input = max(1, round(entry.num_input * length_scale))
         num_output = max(1, round(entry.num_output * length_scale))
         if not limits.admits(num_input, num_output):
             continue
+        start_ms = entry.at_ms if start_ms is None else start_ms
         names = list(entry.names)[: -(-num_input // num_block)]
         missing = -(-num_input // num_block) - len(names)
         names += [f"own/{line}/{index}" for index in range(missing)]  # the trace named too few

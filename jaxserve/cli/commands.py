@@ -10,18 +10,26 @@ from jaxserve.cli.app import Entry, Group, option
 
 SERVE, MODELS, MEASURE, LOOK = "Serve and ask", "Models", "Measure", "Look and configure"
 
+_CLI = "jaxserve.cli."
+
 ENTRIES = {
-    "serve": Entry(
-        "jaxserve.cli.serve:serve", "serve a model over HTTP, with the OpenAI API", SERVE
-    ),
-    "generate": Entry("jaxserve.cli.generate:generate", "answer prompts on the terminal", SERVE),
+    "serve": Entry(_CLI + "serve:serve", "serve a model over HTTP, with the OpenAI API", SERVE),
+    "chat": Entry(_CLI + "chat:chat", "chat with a model on the terminal", SERVE),
+    "complete": Entry(_CLI + "chat:complete", "let a model continue texts", SERVE),
+    "generate": Entry(_CLI + "generate:generate", "answer prompts, for use in scripts", SERVE),
+    "run-batch": Entry(_CLI + "run_batch:run_batch", "answer an OpenAI batch file", SERVE),
+    "pull": Entry(_CLI + "models:pull", "fetch a model from the Hugging Face hub", MODELS),
+    "list": Entry(_CLI + "models:list_models", "list the models on this machine", MODELS),
+    "rm": Entry(_CLI + "models:rm", "delete models from this machine", MODELS),
     "convert": Entry(
-        "jaxserve.cli.convert:convert", "rewrite a checkpoint as Orbax, which loads faster", MODELS
+        _CLI + "convert:convert", "rewrite a checkpoint as Orbax, which loads faster", MODELS
     ),
-    "eval": Entry("jaxserve.cli.evaluate:evaluate", "measure how well a model answers", MEASURE),
-    "kv": Entry("jaxserve.cli.kv:group", "look after the tiers of the KV cache", LOOK),
-    "config": Entry("jaxserve.cli.configure:group", "show and check settings", LOOK),
-    "version": Entry("jaxserve.cli.commands:version", "show the version", LOOK),
+    "bench": Entry(_CLI + "bench:group", "measure speed: a server's, or the engine's", MEASURE),
+    "eval": Entry(_CLI + "evaluate:evaluate", "measure how well a model answers", MEASURE),
+    "kv": Entry(_CLI + "kv:group", "look after the tiers of the KV cache", LOOK),
+    "config": Entry(_CLI + "configure:group", "show and check settings", LOOK),
+    "doctor": Entry(_CLI + "doctor:doctor", "check this machine, and say what to do", LOOK),
+    "version": Entry(_CLI + "commands:version", "show the version", LOOK),
 }
 
 

@@ -18,6 +18,9 @@ def convert(
 ) -> int:
     """Rewrite a checkpoint as Orbax, which loads faster."""
     from jaxserve.weights import convert_checkpoint
+    from jaxserve.weights.catalogue import note_conversion
 
-    print(convert_checkpoint(src, dst, revision=revision))
+    folder = convert_checkpoint(src, dst, revision=revision)
+    note_conversion(folder)
+    print(folder)
     return 0
