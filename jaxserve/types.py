@@ -7,9 +7,11 @@ which belongs to the scheduler.
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
 
 MAX_LOGPROBS = 20
 """Most alternatives a token that `logprobs` and `prompt_logprobs` can ask for (OpenAI's bound)."""
@@ -174,10 +176,10 @@ class States:
         prompt_logits: [prompt tokens, V]; those at position p are about token p + 1.
     """
 
-    hidden: np.ndarray | None = None
-    logits: np.ndarray | None = None
-    prompt_hidden: np.ndarray | None = None
-    prompt_logits: np.ndarray | None = None
+    hidden: "np.ndarray | None" = None
+    logits: "np.ndarray | None" = None
+    prompt_hidden: "np.ndarray | None" = None
+    prompt_logits: "np.ndarray | None" = None
 
 
 class TokenEvent(NamedTuple):

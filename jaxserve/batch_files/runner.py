@@ -133,8 +133,10 @@ async def _answer(
         else:
             if status not in BUSY or busy_s >= endpoint.max_busy_s:
                 return answered(line, status, headers.get("x-request-id", ""), _body(text))
-            pause_s = max(pause_s, _retry_after_s(headers.get("Retry-After")))
-            busy_s += pause_s
+            wait_s = _retry_after_s(headers.get("Retry-After")) or pause_s
+            busy_s += wait_s
+            await asyncio.sleep(wait_s)
+            continue
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

@@ -257,6 +257,8 @@ def bench_serve(
     """
     import os
 
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {url!r:.80} is not a URL such as {URL}")
     _check_choice("--workload", workload, WORKLOADS)
     _check_choice("--backend", backend, BACKENDS)
     _check_range("--request-rate", request_rate, 0, open_low=True)
