@@ -254,7 +254,7 @@ def test_a_talk_on_a_terminal(tmp_path: Path):
         screen.read_until("stopped, ")
         wait_for(lambda: not engine.live_ids)
         engine.step_s = 0.0
-        screen.read_until("> ")
+        screen.read_until(">")
         screen.send("first\x1b\rsecond\r")
         screen.read_until("tokens, first after")
         prompt = engine.tokenizer.decode(engine.added[-1].prompt_ids, False)
