@@ -4,25 +4,23 @@
         for output in llm.generate(["Once upon a time"], SamplingParams(max_tokens=40)):
             print(output.outputs[0].text)
 
-Synchronous, so it works in a notebook whose event loop is running. Not thread-safe: one thread
-uses an LLM at a time. Several streams may be open at once; whoever asks for a token drives all.
+`generate`, `chat`, `embed` and `stream` are synchronous and work in a notebook whose event loop is
+running; `agenerate`, `achat` and `astream` let that loop go on. Threads, coroutines and streams may
+use one LLM at the same time: whoever waits for a token drives all (see `driver`).
 """
 
-import threading
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from jaxserve.chat_template import Message
 from jaxserve.config import Config
-from jaxserve.errors import EngineDeadError, RequestError
-from jaxserve.interrupts import interrupts_held
-from jaxserve.outputs import OutputDelta, OutputProcessor, merge_deltas
+from jaxserve.driver import END, Driver, EngineLike, beside_the_loop
+from jaxserve.errors import RequestError
+from jaxserve.jobs import Job, outputs_of, serving, streaming
+from jaxserve.outputs import OutputDelta
 from jaxserve.progress import Progress
 from jaxserve.requests import (
     DrawSeed,
@@ -41,16 +39,13 @@ from jaxserve.results import (
     RequestOutput,
     embedding_of,
     embedding_output,
-    request_output,
 )
 from jaxserve.settings import config_from_keywords
 from jaxserve.tokenizer import Tokenizer
-from jaxserve.types import Request, SamplingParams, TokenEvent
+from jaxserve.types import SamplingParams
 
 if TYPE_CHECKING:
     from jaxserve.engine.kv_admin import KVAdmin
-
-T = TypeVar("T")
 
 __all__ = [
     "LLM",
@@ -65,33 +60,6 @@ __all__ = [
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
-
-
-class EngineLike(Protocol):
-    """What `LLM` and the server need of an engine; one thread owns it."""
-
-    config: Config
-    tokenizer: Tokenizer
-    model_name: str
-    max_model_len: int
-    eos_token_ids: tuple[int, ...]
-
-    @property
-    def has_work(self) -> bool: ...
-    def add(self, request: Request) -> None: ...
-    def abort(self, request_id: str) -> None: ...
-    def step(self) -> list[TokenEvent]: ...
-    def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class _Job:
-    """One prompt on its way; `processors` has one entry for each answer."""
-
-    request_id: str
-    prompt: str | None
-    requests: list[Request]
-    processors: list[OutputProcessor] = field(default_factory=list)
 
 
 class _Encoded(NamedTuple):
@@ -131,8 +99,7 @@ class LLM:
         self.tokenizer = engine.tokenizer
         self._limits = limits_of(engine)
         self._draw_seed = DrawSeed(engine.config.runtime.seed)
-        self._sinks: dict[str, Callable[[TokenEvent], None]] = {}
-        self._closed_because: str | None = None
+        self._driver = Driver(engine)
         self._kv: KVAdmin | None = None
 
     def generate(
@@ -155,13 +122,21 @@ class LLM:
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing was computed then.
         """
-        prompt_list = _as_prompts(prompts)
-        params = self._params_for(sampling_params, len(prompt_list), max_tokens=16)
-        jobs = []
-        for prompt, sampling in zip(prompt_list, params, strict=True):
-            text, token_ids = self._encode(prompt)
-            jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
+        jobs = self._generate_jobs(prompts, sampling_params, cache_salt, no_store)
         return self._run(jobs, use_tqdm)
+
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        cache_salt: str = "",
+        no_store: bool = False,
+    ) -> list[RequestOutput]:
+        """As `generate`, but the event loop goes on meanwhile; cancelling stops the work."""
+        jobs = self._generate_jobs(prompts, sampling_params, cache_salt, no_store)
+        return await self._arun(jobs, use_tqdm)
 
     def chat(
         self,
@@ -179,19 +154,35 @@ class LLM:
         Args:
             sampling_params: as for `generate`, but None generates until the model ends its answer.
         """
-        conversations = cast(
-            Sequence[Sequence[Message]],
-            [messages] if messages and isinstance(messages[0], Mapping) else messages,
+        jobs = self._chat_jobs(
+            messages,
+            sampling_params,
+            {"add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})},
+            cache_salt,
+            no_store,
         )
-        params = self._params_for(sampling_params, len(conversations), max_tokens=None)
-        jobs = []
-        for conversation, sampling in zip(conversations, params, strict=True):
-            text = self.tokenizer.render_chat(
-                conversation, add_generation_prompt, **(chat_template_kwargs or {})
-            )
-            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
-            jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
         return self._run(jobs, use_tqdm)
+
+    async def achat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str = "",
+        no_store: bool = False,
+    ) -> list[RequestOutput]:
+        """As `chat`, but the event loop goes on meanwhile; cancelling stops the work."""
+        jobs = self._chat_jobs(
+            messages,
+            sampling_params,
+            {"add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})},
+            cache_salt,
+            no_store,
+        )
+        return await self._arun(jobs, use_tqdm)
 
     def embed(
         self,
@@ -222,7 +213,7 @@ class LLM:
             request = make_pooling_request(
                 request_id, token_ids, self._limits, pooling=pooling, cache_salt=cache_salt
             )
-            jobs.append(_Job(request_id, text, [request]))
+            jobs.append(Job(request_id, text, [request]))
         self._serve(jobs, use_tqdm)
         outputs = []
         for job in jobs:
@@ -248,6 +239,32 @@ class LLM:
             prompt: a prompt as for `generate`, or the messages of a conversation.
             sampling_params: as for `chat`.
         """
+        job = self._stream_job(prompt, sampling_params, chat_template_kwargs, cache_salt, no_store)
+        return streaming(self._driver, self.tokenizer, job)
+
+    async def astream(
+        self,
+        prompt: Prompt | Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str = "",
+        no_store: bool = False,
+    ) -> AsyncIterator[OutputDelta]:
+        """As `stream`, for `async for`: the event loop goes on while a token is computed."""
+        job = self._stream_job(prompt, sampling_params, chat_template_kwargs, cache_salt, no_store)
+        with closing(streaming(self._driver, self.tokenizer, job)) as pieces:
+            while (piece := await beside_the_loop(pieces)) is not END:
+                yield cast(OutputDelta, piece)
+
+    def _stream_job(
+        self,
+        prompt: Prompt | Sequence[Message],
+        sampling_params: SamplingParams | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
+        cache_salt: str,
+        no_store: bool,
+    ) -> Job:
         (sampling,) = self._params_for(sampling_params, 1, max_tokens=None)
         if sampling.n != 1:
             raise RequestError(f"n is {sampling.n}; a stream has one answer", param="n")
@@ -258,7 +275,7 @@ class LLM:
             token_ids = self.tokenizer.encode(text, add_special_tokens=False)
         else:
             text, token_ids = self._encode(cast(Prompt, prompt))
-        return self._stream(self._job(text, token_ids, sampling, cache_salt, no_store))
+        return self._job(text, token_ids, sampling, cache_salt, no_store)
 
     @property
     def kv(self) -> "KVAdmin":
@@ -273,21 +290,10 @@ class LLM:
 
             if not isinstance(self.engine, Engine):
                 raise TypeError("this engine has no KV tiers to look at")
-            self._kv = KVAdmin(self.engine, self._call, self._wait_for, self._token_ids)
+            self._kv = KVAdmin(
+                self.engine, self._driver.call, self._driver.wait_for, self._token_ids
+            )
         return self._kv
-
-    def _call(self, function: Callable[[], T]) -> T:
-        """Run something on the engine's thread, which is this one."""
-        self._check_open()
-        return function()
-
-    def _wait_for(self, event: threading.Event) -> None:
-        """Work until an event is set."""
-        while not event.is_set():
-            if self.engine.has_work:
-                self._step()
-            else:
-                event.wait(0.01)
 
     def _token_ids(self, prompt: Prompt) -> Sequence[int]:
         token_ids = self._encode(prompt).token_ids
@@ -298,9 +304,11 @@ class LLM:
 
     def close(self) -> None:
         """Stop all work and free the device memory; the object is of no use afterwards."""
-        if self._closed_because is None:
-            self._closed_because = "the LLM was closed"
-            self.engine.close()
+        self._driver.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_driver"):  # it was built
+            self._driver.close()
 
     def __enter__(self) -> "LLM":
         return self
@@ -352,7 +360,7 @@ class LLM:
         sampling: SamplingParams,
         salt: str,
         no_store: bool,
-    ) -> _Job:
+    ) -> Job:
         request_id = uuid.uuid4().hex
         requests = make_requests(
             request_id,
@@ -363,98 +371,56 @@ class LLM:
             cache_salt=salt,
             no_store=no_store,
         )
-        return _Job(request_id, text, requests)
+        return Job(request_id, text, requests)
 
-    def _run(self, jobs: list[_Job], use_tqdm: bool) -> list[RequestOutput]:
+    def _generate_jobs(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        cache_salt: str,
+        no_store: bool,
+    ) -> list[Job]:
+        prompt_list = _as_prompts(prompts)
+        params = self._params_for(sampling_params, len(prompt_list), max_tokens=16)
+        jobs = []
+        for prompt, sampling in zip(prompt_list, params, strict=True):
+            text, token_ids = self._encode(prompt)
+            jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
+        return jobs
+
+    def _chat_jobs(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        template: Mapping[str, Any],
+        cache_salt: str,
+        no_store: bool,
+    ) -> list[Job]:
+        conversations = cast(
+            Sequence[Sequence[Message]],
+            [messages] if messages and isinstance(messages[0], Mapping) else messages,
+        )
+        params = self._params_for(sampling_params, len(conversations), max_tokens=None)
+        jobs = []
+        for conversation, sampling in zip(conversations, params, strict=True):
+            text = self.tokenizer.render_chat(conversation, **template)
+            token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+            jobs.append(self._job(text, token_ids, sampling, cache_salt, no_store))
+        return jobs
+
+    def _run(self, jobs: list[Job], use_tqdm: bool) -> list[RequestOutput]:
         self._serve(jobs, use_tqdm)
-        return [request_output(job.request_id, job.prompt, job.processors) for job in jobs]
+        return outputs_of(jobs)
 
-    def _serve(self, jobs: list[_Job], use_tqdm: bool) -> None:
-        """Serve all jobs to their end; feeds the engine's queue no faster than it may grow."""
-        waiting = deque((job, request) for job in jobs for request in job.requests)
-        scheduler = self.engine.config.scheduler
-        most_live = scheduler.max_num_seqs + scheduler.max_num_waiting
-        live: set[str] = set()
-        num_tokens = 0
-        left = {job.request_id: len(job.requests) for job in jobs}
-        bar = tqdm(total=len(jobs), desc="prompts", disable=not use_tqdm, leave=True)
+    async def _arun(self, jobs: list[Job], use_tqdm: bool) -> list[RequestOutput]:
+        with closing(serving(self._driver, self.tokenizer, jobs, use_tqdm)) as steps:
+            while await beside_the_loop(steps) is not END:
+                pass
+        return outputs_of(jobs)
 
-        def admit(job: _Job, request: Request) -> None:
-            processor = OutputProcessor(request, self.tokenizer)
-            job.processors.append(processor)
-
-            def sink(event: TokenEvent) -> None:
-                nonlocal num_tokens
-                delta = processor.process(event)
-                num_tokens += len(delta.token_ids)
-                if delta.finish_reason is not None:
-                    self._retire(request.request_id, abort=delta.must_abort)
-                    live.discard(request.request_id)
-                    left[job.request_id] -= 1
-                    if left[job.request_id] == 0:
-                        bar.set_postfix_str(f"{num_tokens} tokens", refresh=False)
-                        bar.update()
-
-            self._admit(request, sink)
-            live.add(request.request_id)
-
-        try:
-            while waiting or live:
-                while waiting and len(live) < most_live:
-                    admit(*waiting.popleft())
-                self._step()
-        finally:
-            bar.close()
-            for request_id in live:
-                self._retire(request_id, abort=True)
-
-    def _stream(self, job: _Job) -> Iterator[OutputDelta]:
-        (request,) = job.requests
-        processor = OutputProcessor(request, self.tokenizer)
-        arrived: deque[TokenEvent] = deque()
-        pending: list[OutputDelta] = []
-        self._admit(request, arrived.append)
-        try:
-            while not processor.finished:
-                while not arrived:
-                    self._step()
-                pending.append(processor.process(arrived.popleft()))
-                if processor.finished:
-                    self._retire(request.request_id, abort=pending[-1].must_abort)
-                if pending[-1].text or processor.finished:
-                    delta, pending = merge_deltas(pending), []
-                    yield delta
-        finally:
-            if not processor.finished:
-                self._retire(request.request_id, abort=True)
-
-    def _admit(self, request: Request, sink: Callable[[TokenEvent], None]) -> None:
-        self._check_open()
-        self.engine.add(request)
-        self._sinks[request.request_id] = sink
-
-    def _retire(self, request_id: str, *, abort: bool) -> None:
-        """Stop listening to a request, and stop the engine's work on it if there is any."""
-        if self._sinks.pop(request_id, None) and abort and self._closed_because is None:
-            self.engine.abort(request_id)
-
-    def _step(self) -> None:
-        self._check_open()
-        if not self.engine.has_work:
-            raise EngineDeadError("the engine has nothing to do, but requests are unanswered")
-        with interrupts_held():
-            try:
-                events = self.engine.step()
-            except Exception as error:
-                self._closed_because = f"the engine failed: {error}"
-                raise
-            for event in events:
-                if sink := self._sinks.get(event.request_id):
-                    sink(event)
-
-    def _check_open(self) -> None:
-        if self._closed_because is not None:
-            raise EngineDeadError(f"{self._closed_because}; make a new LLM")
+    def _serve(self, jobs: list[Job], use_tqdm: bool) -> None:
+        for _ in serving(self._driver, self.tokenizer, jobs, use_tqdm):
+            pass
 
 
 def limits_of(engine: EngineLike) -> Limits:

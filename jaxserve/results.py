@@ -7,7 +7,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from jaxserve.outputs import OutputProcessor, PositionLogprobs
+from jaxserve.result_html import ShownAnswer, ShownToken, result_html
 from jaxserve.types import LoadDecision
+
+MAX_SHOWN = 20
+"""Results of one call that a notebook shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,25 @@ class RequestOutput:
     load_decision: LoadDecision | None = None
     prompt_logits: Float32[np.ndarray, "P V"] | None = None
     prompt_hidden_states: Float32[np.ndarray, "P D"] | None = None
+
+    def _repr_html_(self) -> str:
+        """For notebooks: where the prompt came from; tokens coloured by log-probability."""
+        return result_html(
+            self.prompt,
+            len(self.prompt_token_ids),
+            self.cached_tokens_by_source or {"device": self.num_cached_tokens},
+            [_shown(answer) for answer in self.outputs],
+        )
+
+
+class RequestOutputs(list[RequestOutput]):
+    """A list of results that a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        shown = [output._repr_html_() for output in self[:MAX_SHOWN]]
+        if len(self) > MAX_SHOWN:
+            shown.append(f"<p>and {len(self) - MAX_SHOWN:,} more</p>")
+        return "".join(shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +177,24 @@ def _completion(index: int, processor: OutputProcessor) -> CompletionOutput:
         logits=_stack(state.logits for state in processor.states),
         hidden_states=_stack(state.hidden for state in processor.states),
     )
+
+
+def _shown(answer: CompletionOutput) -> ShownAnswer:
+    tokens = None
+    if answer.logprobs is not None:
+        tokens = [
+            ShownToken(
+                entry[token_id].decoded_token,
+                entry[token_id].logprob,
+                tuple(
+                    (other.decoded_token, other.logprob)
+                    for other_id, other in entry.items()
+                    if other_id != token_id
+                ),
+            )
+            for token_id, entry in zip(answer.token_ids, answer.logprobs, strict=True)
+        ]
+    return ShownAnswer(answer.text, tokens, len(answer.token_ids), answer.finish_reason)
 
 
 def _first(arrays: Iterable[np.ndarray | None]) -> np.ndarray | None:
