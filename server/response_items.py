@@ -126,7 +126,9 @@ def chat_response_format(text: Mapping[str, Any] | None) -> dict[str, Any] | Non
 
 
 def _reasoning_text(item: Mapping[str, Any]) -> str:
-    parts = item.get("content") or item.get("summary") or ()
+    parts = item.get("content") or item.get("summary")
+    if not isinstance(parts, list):
+        return ""
     texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
     return "".join(text for text in texts if isinstance(text, str))
 
