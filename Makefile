@@ -13,7 +13,8 @@ OUT ?= kv_policies.json
 AOT_JAX ?= 0.10.2
 AOT_PYTHON ?= $(if $(filter 0.10.2,$(AOT_JAX)),$(PYTHON),$(PYTHON_NEXT))
 
-.PHONY: demo test test-all lint bench kernels-aot test-kernels kv-policies parity lm-eval prove train docs clean
+.PHONY: demo test test-all lint bench kernels-aot test-kernels kv-policies parity lm-eval prove \
+  prove-structured train docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
@@ -65,6 +66,10 @@ lm-eval: $(VENV)/.installed-dev
 prove: $(VENV)/.installed-dev
 	PROVE_IN_FULL=1 $(BIN)/python -m pytest tests/engine/test_tiers.py
 	$(BIN)/python -m tests.kv.faults_full
+
+# 1,000 random JSON schemas and 200 regular expressions on the embedded model: every answer fits.
+prove-structured: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.structured.proof $(ARGS)
 
 train: $(VENV)/.installed-dev
 	$(BIN)/python -m jaxserve.embedded.train

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from jaxserve.llm import LLM, CompletionOutput, EmbeddingRequestOutput, RequestOutput
-    from jaxserve.types import SamplingParams
+    from jaxserve.types import SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ _HOME = {
     "CompletionOutput": "jaxserve.llm",
     "EmbeddingRequestOutput": "jaxserve.llm",
     "SamplingParams": "jaxserve.types",
+    "StructuredOutputsParams": "jaxserve.types",
     "JaxserveError": "jaxserve.errors",
     "ConfigError": "jaxserve.errors",
     "WeightsError": "jaxserve.errors",
@@ -39,6 +40,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "WeightsError",
 ]
 

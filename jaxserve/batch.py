@@ -61,6 +61,7 @@ class SlotState:
     bias_ids: jax.Array  # [S, MAX_LOGIT_BIAS] int32, -1: none
     bias_values: jax.Array  # [S, MAX_LOGIT_BIAS] float32
     allow_bits: jax.Array  # [S, ceil(V / 32)] int32
+    kept_logits: jax.Array  # [S - 1, V] float32: of the last step, row by row
 
 
 @jax.tree_util.register_dataclass
@@ -124,6 +125,8 @@ def pack(plan: StepPlan, shape: StateShape) -> Int32[np.ndarray, " packed"]:
         row_len[row], row_kv_len[row] = chunk.end - chunk.start, chunk.end
         row_samples[row] = chunk.samples
         start += chunk.end - chunk.start
+    for constrained in plan.constrained:
+        row_samples[constrained.row] = 0
     offset = NUM_SCALARS + 5 * bucket.num_rows
     if not bucket.is_decode:
         tokens = packed[offset : offset + 2 * bucket.num_tokens].reshape(2, bucket.num_tokens)
@@ -178,8 +181,12 @@ def unpack(packed: Int[Array, " packed"], bucket: Bucket, shape: StateShape) -> 
     )
 
 
-def create_state(shape: StateShape, sharding: jax.sharding.Sharding) -> SlotState:
-    """A state in which no slot is in use."""
+def create_state(
+    shape: StateShape,
+    sharding: jax.sharding.Sharding,
+    logits_sharding: jax.sharding.Sharding | None = None,
+) -> SlotState:
+    """A state in which no slot is in use; logits may be split like the output layer's rows."""
     slots = shape.num_slots + 1
 
     def zeros(*dims: int, dtype: type = np.int32) -> jax.Array:
@@ -194,6 +201,23 @@ def create_state(shape: StateShape, sharding: jax.sharding.Sharding) -> SlotStat
         bias_ids=zeros(slots, MAX_LOGIT_BIAS),
         bias_values=zeros(slots, MAX_LOGIT_BIAS, dtype=np.float32),
         allow_bits=zeros(slots, shape.mask_words),
+        kept_logits=jnp.zeros(
+            (shape.num_slots, shape.vocab_size), np.float32, device=logits_sharding or sharding
+        ),
+    )
+
+
+def load_size(shape: StateShape) -> int:
+    """Length of a packed `SlotLoad`."""
+    return (
+        1
+        + (shape.max_len + 1)
+        + shape.num_groups * shape.table_width
+        + len(FLOAT_PARAMS)
+        + len(INT_PARAMS)
+        + MAX_STOP_TOKEN_IDS
+        + 2 * MAX_LOGIT_BIAS
+        + shape.mask_words
     )
 
 
@@ -284,4 +308,5 @@ def load_slot(state: SlotState, packed: Int[Array, " packed"], shape: StateShape
         bias_ids=state.bias_ids.at[slot].set(take(MAX_LOGIT_BIAS)),
         bias_values=state.bias_values.at[slot].set(as_float(take(MAX_LOGIT_BIAS))),
         allow_bits=state.allow_bits.at[slot].set(take(shape.mask_words)),
+        kept_logits=state.kept_logits,
     )

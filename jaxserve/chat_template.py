@@ -100,6 +100,10 @@ class ChatTemplate:
         """The text of a template, if there is one of that name."""
         return self._sources.get(name)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self._sources.values())
+
     def render(
         self,
         messages: Sequence[Message],

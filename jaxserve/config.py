@@ -36,6 +36,12 @@ class ModelConfig:
     max_model_len: int | None = setting(
         None, "longest prompt plus answer, in tokens; default: the checkpoint's, if it fits"
     )
+    tool_call_parser: str = setting(
+        "auto", "how replies write tool calls, such as hermes; auto: as the chat template shows"
+    )
+    reasoning_parser: str = setting(
+        "auto", "how replies mark reasoning, such as qwen3; none: not; auto: as the template shows"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from jaxserve.results import (
     embedding_output,
 )
 from jaxserve.settings import config_from_keywords
+from jaxserve.structured import GrammarCompiler, body_of
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import SamplingParams
 
@@ -98,6 +99,7 @@ class LLM:
         self.engine = engine
         self.tokenizer = engine.tokenizer
         self._limits = limits_of(engine)
+        self._grammars = grammars_of(engine)
         self._draw_seed = DrawSeed(engine.config.runtime.seed)
         self._driver = Driver(engine)
         self._kv: KVAdmin | None = None
@@ -362,6 +364,9 @@ class LLM:
         no_store: bool,
     ) -> Job:
         request_id = uuid.uuid4().hex
+        grammar = ""
+        if isinstance(sampling, SamplingParams) and sampling.structured_outputs is not None:
+            grammar = self._grammars.check(body_of(sampling.structured_outputs))
         requests = make_requests(
             request_id,
             token_ids,
@@ -370,6 +375,7 @@ class LLM:
             draw_seed=self._draw_seed,
             cache_salt=salt,
             no_store=no_store,
+            grammar=grammar,
         )
         return Job(request_id, text, requests)
 
@@ -429,6 +435,15 @@ def limits_of(engine: EngineLike) -> Limits:
     vocab_size = engine.tokenizer.vocab_size if model is None else model.config.vocab_size
     hidden_size = None if model is None else getattr(model.config, "hidden_size", None)
     return Limits(engine.max_model_len, vocab_size, tuple(engine.eos_token_ids), hidden_size)
+
+
+def grammars_of(engine: EngineLike) -> GrammarCompiler:
+    """The engine's own compiler of grammars, or one like it."""
+    own = getattr(engine, "grammars", None)
+    if isinstance(own, GrammarCompiler):
+        return own
+    limits = limits_of(engine)
+    return GrammarCompiler(engine.tokenizer, limits.vocab_size, limits.eos_token_ids)
 
 
 def _build_engine(config: Config, progress: bool) -> EngineLike:

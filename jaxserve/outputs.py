@@ -169,7 +169,7 @@ class OutputProcessor:
         """The event's text; sets the finish reason when the request ends with it."""
         sampling = self.request.sampling
         text = ""
-        ended_by_token = event.finish_reason is FinishReason.STOP
+        ended_by_token = event.stop_token_id is not None
         hidden = ended_by_token and not sampling.include_stop_str_in_output
         if event.token_id is not None and not hidden:
             text = self._decoder.feed((event.token_id,))

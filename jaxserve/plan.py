@@ -93,6 +93,23 @@ class StatesWanted(NamedTuple):
 
 NO_STATES = StatesWanted()
 
+
+class ConstrainedRow(NamedTuple):
+    """A row whose token is sampled after the step, from what its grammar allows by then.
+
+    Attributes:
+        row: its place in the step.
+        slot: its sequence's place.
+        length: known tokens when it is sampled; the new one goes to this position.
+        constraint: the scheduler's; knows what may follow once the token before is known.
+    """
+
+    row: int
+    slot: int
+    length: int
+    constraint: Any
+
+
 NO_STEP = Bucket(0, 0, True)
 """The bucket of a plan that only moves blocks between tiers."""
 
@@ -102,7 +119,8 @@ class StepPlan:
     """One step. Updates per group are at most num_rows + num_tokens // page_size of the bucket.
 
     `transfers` come before it; with `NO_STEP` as bucket they are all. `row_seqs` are the
-    scheduler's own sequences, row by row; nobody else looks inside.
+    scheduler's own sequences, row by row; nobody else looks inside. `constrained` rows get no token
+    in the step itself: their logits are kept for the program that follows it.
     """
 
     step_id: int
@@ -116,6 +134,7 @@ class StepPlan:
     wants_prompt_logprobs: bool = False
     transfers: TransferPlan = NO_TRANSFERS
     states: StatesWanted = NO_STATES
+    constrained: tuple[ConstrainedRow, ...] = ()
     row_seqs: tuple[Any, ...] = field(default=(), repr=False)
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from jaxserve.errors import RequestError
+from jaxserve.structured import grammar_of
 from jaxserve.types import (
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
@@ -19,6 +20,7 @@ from jaxserve.types import (
     POOLINGS,
     Request,
     SamplingParams,
+    StructuredOutputsParams,
 )
 
 MAX_N = 128
@@ -108,6 +110,7 @@ def make_requests(
     priority: int = 0,
     cache_salt: str = "",
     no_store: bool = False,
+    grammar: str = "",
     param: str = "prompt",
 ) -> list[Request]:
     """One Request for each of the `n` answers, ids `{request_id}-{i}`, seeds `seed + i`.
@@ -115,6 +118,7 @@ def make_requests(
     Args:
         draw_seed: gives a seed to a request that brings none.
         no_store: keep nothing of it for other requests, in no tier.
+        grammar: of the answer, compiled before; default: what `sampling` asks for.
         param: what errors call the prompt.
 
     Raises:
@@ -137,6 +141,8 @@ def make_requests(
         raise RequestError(
             f"no_store is {_show(no_store)}; expected true or false", param="no_store"
         )
+    if sampling.structured_outputs is not None and not grammar:
+        grammar = grammar_of(sampling.structured_outputs)
     seed = draw_seed() if sampling.seed is None else sampling.seed
     arrival_s = time.monotonic()
     return [
@@ -149,6 +155,7 @@ def make_requests(
             arrival_s=arrival_s,
             cache_salt=cache_salt,
             no_store=no_store,
+            grammar=grammar,
         )
         for i in range(sampling.n)
     ]
@@ -244,6 +251,12 @@ def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
             f"stop_token_ids and the model's {len(limits.eos_token_ids)} end-of-sequence ids are "
             f"{num_stop_ids} together; expected at most {MAX_STOP_TOKEN_IDS}",
             param="stop_token_ids",
+        )
+    if not isinstance(sampling.structured_outputs, (StructuredOutputsParams, type(None))):
+        raise RequestError(
+            f"structured_outputs is of type {type(sampling.structured_outputs).__name__}; expected "
+            "StructuredOutputsParams",
+            param="structured_outputs",
         )
     checked["logit_bias"] = _check_logit_bias(sampling.logit_bias, limits.vocab_size)
     checked["banned_token_ids"] = check_token_ids(

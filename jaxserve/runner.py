@@ -6,7 +6,7 @@ each program and replaced by its outputs. Knows nothing of requests or policies.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,16 +18,24 @@ from jax.sharding import Mesh
 
 from jaxserve.attend import build_attend, close_cache, open_cache
 from jaxserve.batch import (
-    FLOAT_PARAMS,
-    INT_PARAMS,
     Batch,
     SlotState,
     StateShape,
+    load_size,
     load_slot,
     pack,
     pack_load,
     packed_size,
     unpack,
+)
+from jaxserve.constrained import (
+    CONSTRAINED_ROWS,
+    constrained_size,
+    logprobs_if,
+    no_logprobs,
+    pack_constrained,
+    sample_constrained,
+    sampling_batch,
 )
 from jaxserve.kv.pool import KVPool
 from jaxserve.kv.transfer_plan import NO_TRANSFERS
@@ -36,9 +44,17 @@ from jaxserve.models import layers as nn
 from jaxserve.models.config import DecoderConfig
 from jaxserve.pallas_kernels.cpu import build
 from jaxserve.pallas_kernels.paged_attention.api import UNSTABLE_CUSTOM_CALLS, Backend
-from jaxserve.plan import NO_STATES, NO_STEP, Bucket, PageUpdates, StepPlan, StepResult
+from jaxserve.plan import (
+    NO_STATES,
+    NO_STEP,
+    Bucket,
+    ConstrainedRow,
+    PageUpdates,
+    StepPlan,
+    StepResult,
+)
 from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
-from jaxserve.sampling import Logprobs, SamplingBatch, sample, token_logprobs
+from jaxserve.sampling import sample, token_logprobs
 from jaxserve.transfers import Transfers
 from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, no_progress
 
@@ -46,9 +62,18 @@ PROMPT_LOGPROB_TILE = 64
 LOAD_SLOT = "load slot"
 STATE_ROWS = 64
 """Logits that somebody wants to see are computed in tiles of so many rows."""
+SAMPLE_CONSTRAINED = "sample constrained"
 DECODE_OUTPUTS = ("token_ids", "logprobs", "top_ids", "top_logprobs")
 PROMPT_OUTPUTS = ("prompt_logprobs", "prompt_top_ids", "prompt_top_logprobs")
 HIDDEN, TOKEN_HIDDEN = "hidden", "token_hidden"
+
+
+@dataclass(frozen=True, slots=True)
+class ConstrainedTile:
+    """Futures of the tokens of some constrained rows of a step."""
+
+    rows: tuple[int, ...]
+    outputs: "dict[str, jax.Array]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +84,13 @@ class StepHandle:
     outputs: "dict[str, jax.Array]"
     logits: "dict[str, list[jax.Array]]" = field(default_factory=dict)  # in tiles, by result
     dispatched_s: float = 0.0  # on time.perf_counter
+    constrained: "tuple[ConstrainedTile, ...]" = ()
 
     @property
     def is_done(self) -> bool:
         """The device has finished the step."""
-        outputs = self.outputs.values()
+        outputs = [*self.outputs.values()]
+        outputs += [x for tile in self.constrained for x in tile.outputs.values()]
         return all(x.is_ready() for x in outputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -118,15 +145,19 @@ class StepProgram:
         with jax.named_scope("logits"):
             logits_rv = decoder.compute_logits(params, self.model, hidden_rd, kernels=self.kernels)
         with jax.named_scope("sample"):
-            token_r = sample(logits_rv, _sampling_batch(state, batch))
-        outputs = {"token_ids": token_r, **_logprobs(logits_rv, token_r, batch.wants_logprobs)}
+            token_r = sample(
+                logits_rv,
+                sampling_batch(state, batch.row_slot, batch.row_samples > 0, batch.row_kv_len),
+            )
+        outputs = {"token_ids": token_r, **logprobs_if(batch.wants_logprobs, logits_rv, token_r)}
         outputs[HIDDEN] = hidden_rd
         if not bucket.is_decode:
             outputs |= self._prompt_logprobs(params, state, batch, hidden_td)
             outputs[TOKEN_HIDDEN] = hidden_td
         slot_r = jnp.where(batch.row_samples > 0, batch.row_slot, self.shape.num_slots)
         token_ids = state.token_ids.at[slot_r, batch.row_kv_len].set(token_r)
-        return pool, replace(state, token_ids=token_ids), outputs
+        kept_logits = lax.dynamic_update_slice_in_dim(state.kept_logits, logits_rv, 0, axis=0)
+        return pool, replace(state, token_ids=token_ids, kept_logits=kept_logits), outputs
 
     def logits(self, params: Any, hidden_nd: jax.Array, start: jax.Array) -> jax.Array:
         """Logits of the rows [start, start + STATE_ROWS), or of the last so many rows."""
@@ -158,7 +189,7 @@ class StepProgram:
         num_tiles = jnp.where(
             batch.wants_prompt_logprobs > 0, (batch.row_len.sum() + tile - 1) // tile, 0
         )
-        start = _no_logprobs(num_tokens, self.model.vocab_size)
+        start = no_logprobs(num_tokens, self.model.vocab_size)
         found = lax.fori_loop(0, num_tiles, one_tile, start)
         return {
             "prompt_logprobs": found.logprob_r,
@@ -173,49 +204,6 @@ def _update_tables(state: SlotState, batch: Batch) -> SlotState:
         batch.update_page, mode="drop"
     )
     return replace(state, page_tables=tables)
-
-
-def _no_logprobs(rows: int, vocab_size: int) -> Logprobs:
-    num_top = min(MAX_LOGPROBS, vocab_size)
-    return Logprobs(
-        jnp.zeros(rows, jnp.float32),
-        jnp.zeros((rows, num_top), jnp.int32),
-        jnp.zeros((rows, num_top), jnp.float32),
-    )
-
-
-def _logprobs(
-    logits_rv: jax.Array, token_r: jax.Array, wanted: jax.Array
-) -> "dict[str, jax.Array]":
-    found = lax.cond(
-        wanted > 0,
-        lambda: token_logprobs(logits_rv, token_r, MAX_LOGPROBS),
-        lambda: _no_logprobs(*logits_rv.shape),
-    )
-    return {
-        "logprobs": found.logprob_r,
-        "top_ids": found.top_ids_rn,
-        "top_logprobs": found.top_logprobs_rn,
-    }
-
-
-def _sampling_batch(state: SlotState, batch: Batch) -> SamplingBatch:
-    floats = state.float_params[batch.row_slot]
-    ints = state.int_params[batch.row_slot]
-    params: dict[str, Any] = {name: floats[:, i] for i, name in enumerate(FLOAT_PARAMS)}
-    params |= {name: ints[:, i] for i, name in enumerate(INT_PARAMS)}
-    return SamplingBatch(
-        slot=batch.row_slot,
-        active=batch.row_samples > 0,
-        position=batch.row_kv_len,
-        length=batch.row_kv_len,
-        token_ids=state.token_ids,
-        stop_ids=state.stop_ids,
-        bias_ids=state.bias_ids,
-        bias_values=state.bias_values,
-        allow_bits=state.allow_bits,
-        **params,
-    )
 
 
 class Runner:
@@ -246,14 +234,17 @@ class Runner:
 
     @property
     def num_graphs(self) -> int:
-        """Compiled programs: one per bucket, the one that fills a slot, and those of transfers."""
+        """Compiled programs: one per bucket, those that fill a slot and sample constrained rows,
+        and those of transfers."""
         return len(self._compiled)
 
     def compile(self, progress: Progress = no_progress) -> None:
         """Compile every program ahead of time; `progress` hears of each."""
         specs = [self._step_spec(bucket) for bucket in self._buckets]
         moves = [] if self.transfers is None else self.transfers.specs()
-        self._compiled = compile_all(self._store, [*specs, self._load_spec(), *moves], progress)
+        self._compiled = compile_all(
+            self._store, [*specs, self._load_spec(), self._constrained_spec(), *moves], progress
+        )
         if self.transfers is not None:
             self.transfers.use(self._compiled)
 
@@ -284,13 +275,29 @@ class Runner:
             old = jax.tree.unflatten(state_tree, leaves[:-1])
             return jax.tree.leaves(load_slot(old, leaves[-1], shape))
 
-        size = 1 + sum(array.size // (shape.num_slots + 1) for array in state)
         return ProgramSpec(
             name=LOAD_SLOT,
             function=load,
-            args=(*state, np.zeros(size, np.int32)),
+            args=(*state, np.zeros(load_size(shape), np.int32)),
             donate=tuple(range(len(state))),
             out_shardings=self._out_shardings(state),
+        )
+
+    def _constrained_spec(self) -> ProgramSpec:
+        shape, state = self._program.shape, self._device[self._num_pool :]
+        state_tree = jax.tree.structure(jax.tree.unflatten(self._device_tree, self._device)[1])
+
+        def constrained(*leaves: jax.Array) -> "list[jax.Array]":
+            old = jax.tree.unflatten(state_tree, leaves[:-1])
+            new, outputs = sample_constrained(old, leaves[-1], shape)
+            return [*jax.tree.leaves(new), *(outputs[name] for name in DECODE_OUTPUTS)]
+
+        return ProgramSpec(
+            name=SAMPLE_CONSTRAINED,
+            function=constrained,
+            args=(*state, np.zeros(constrained_size(shape), np.int32)),
+            donate=tuple(range(len(state))),
+            out_shardings=self._out_shardings(state, len(DECODE_OUTPUTS)),
         )
 
     def _out_shardings(self, kept: "list[jax.Array]", num_others: int = 0) -> Any:
@@ -354,6 +361,32 @@ class Runner:
             array.copy_to_host_async()
         return tiles
 
+    def sample_constrained(
+        self, handle: StepHandle, rows: Sequence[ConstrainedRow], masks_rw: np.ndarray
+    ) -> StepHandle:
+        """Enqueue the sampling of constrained rows of the step that was dispatched last.
+
+        Args:
+            rows: those that still want a token.
+            masks_rw: packed bits of the tokens that each may get, [len(rows), ceil(V / 32)] int32.
+        """
+        tiles = []
+        for start in range(0, len(rows), CONSTRAINED_ROWS):
+            tile = rows[start : start + CONSTRAINED_ROWS]
+            program = self._get(SAMPLE_CONSTRAINED, self._constrained_spec)
+            state = self._device[self._num_pool :]
+            masks = masks_rw[start : start + CONSTRAINED_ROWS]
+            packed = pack_constrained(tile, masks, handle.plan.wants_logprobs, self._program.shape)
+            results = program(*state, packed)
+            self._device[self._num_pool :] = results[: len(state)]
+            outputs: dict[str, jax.Array] = dict(
+                zip(DECODE_OUTPUTS, results[len(state) :], strict=True)
+            )
+            for name in _sampled(handle.plan):
+                outputs[name].copy_to_host_async()
+            tiles.append(ConstrainedTile(tuple(row.row for row in tile), outputs))
+        return replace(handle, constrained=tuple(tiles))
+
     def time_step(self, bucket: Bucket) -> float:
         """Seconds that a step of this shape takes which computes nothing but padding."""
         nothing = np.zeros(0, np.int32)
@@ -380,6 +413,8 @@ class Runner:
             return StepResult(np.zeros(0, np.int32))
         plan = handle.plan
         wanted = {name: np.asarray(handle.outputs[name]) for name in _wanted(plan)}
+        if handle.constrained:
+            _fill_in(wanted, handle)
         for name in (HIDDEN, TOKEN_HIDDEN):
             if name in wanted:
                 wanted[name] = wanted[name].astype(np.float32)
@@ -412,14 +447,27 @@ def _output_names(bucket: Bucket) -> tuple[str, ...]:
     return names if bucket.is_decode else (*names, *PROMPT_OUTPUTS, TOKEN_HIDDEN)
 
 
+def _sampled(plan: StepPlan) -> tuple[str, ...]:
+    """What is fetched of each sampled token."""
+    return DECODE_OUTPUTS if plan.wants_logprobs else DECODE_OUTPUTS[:1]
+
+
 def _wanted(plan: StepPlan) -> tuple[str, ...]:
-    names = DECODE_OUTPUTS if plan.wants_logprobs else DECODE_OUTPUTS[:1]
+    names = _sampled(plan)
     if plan.wants_prompt_logprobs:
         names += PROMPT_OUTPUTS
     if plan.states is not NO_STATES:
         names += (HIDDEN,) if plan.states.row_hidden else ()
         names += (TOKEN_HIDDEN,) if plan.states.token_hidden and plan.prefills else ()
     return names
+
+
+def _fill_in(wanted: "dict[str, np.ndarray]", handle: StepHandle) -> None:
+    """Put what was sampled after the step in its place."""
+    for name in _sampled(handle.plan):
+        wanted[name] = wanted[name].copy()
+        for tile in handle.constrained:
+            wanted[name][list(tile.rows)] = np.asarray(tile.outputs[name])[: len(tile.rows)]
 
 
 def _join_tiles(tiles: "list[jax.Array]", num_rows: int, num_hidden: int) -> np.ndarray:

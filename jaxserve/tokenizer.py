@@ -15,6 +15,7 @@ from jaxserve.errors import RequestError, WeightsError
 
 REPLACEMENT = "\ufffd"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+TAG = re.compile(r"</?[^<>\s]{2,}>|\[/?[A-Z_]{3,}\]")
 
 
 class Tokenizer:
@@ -40,6 +41,10 @@ class Tokenizer:
         self._special_tokens = dict(special_tokens or {})
         self._is_byte_level = False
         self._added_tokens: dict[int, str] = {}
+        self.markup: dict[int, str] = {}
+        """Added tokens that are no text: special ones, and those that look like tags."""
+        self.special_texts: tuple[str, ...] = ()
+        """What special tokens look like; decoding leaves them out."""
         self.generation_config = dict(generation_config or {})
         self.vocab_size = 0
         """One more than the largest token id; 0 when there is no tokenizer."""
@@ -49,6 +54,12 @@ class Tokenizer:
             self._is_byte_level = "ByteLevel(" in repr(backend.decoder)
             added = backend.get_added_tokens_decoder()
             self._added_tokens = {token_id: token.content for token_id, token in added.items()}
+            self.markup = {
+                token_id: token.content
+                for token_id, token in added.items()
+                if token.special or TAG.fullmatch(token.content)
+            }
+            self.special_texts = tuple(token.content for token in added.values() if token.special)
             self.vocab_size = max(
                 backend.get_vocab_size(with_added_tokens=True), max(added, default=-1) + 1
             )
@@ -84,6 +95,11 @@ class Tokenizer:
     @property
     def has_text(self) -> bool:
         return self._backend is not None
+
+    @property
+    def chat_template_sources(self) -> tuple[str, ...]:
+        """The texts of the checkpoint's chat templates."""
+        return self._template.sources
 
     @property
     def has_chat_template(self) -> bool:

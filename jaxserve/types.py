@@ -5,9 +5,9 @@ which belongs to the scheduler.
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,33 @@ class FinishReason(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """What an answer must look like; exactly one of the first six. Names and meanings as in vLLM.
+
+    Attributes:
+        json: a JSON schema, as an object or as text.
+        regex: a regular expression that the whole answer matches (Rust syntax, no look-around).
+        choice: the answer is one of these texts.
+        grammar: a grammar in Lark or GBNF syntax.
+        json_object: the answer is any JSON object.
+        structural_tag: not supported; use tools.
+        disable_any_whitespace: JSON without blanks and line breaks.
+        disable_additional_properties: objects hold what their `properties` name only.
+        whitespace_pattern: what may stand between the parts of JSON; default: at most one blank.
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | Mapping[str, Any] | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to pick tokens and when to stop; names and meanings as in vLLM.
 
@@ -70,6 +97,7 @@ class SamplingParams:
         return_hidden_states: hand out the hidden state (after the final norm) behind each of them.
         return_prompt_states: the same two for every position of the prompt; its KV is then
             computed, not taken from the cache.
+        structured_outputs: what the answer must look like; it wins over `min_tokens`.
     """
 
     n: int = 1
@@ -96,6 +124,7 @@ class SamplingParams:
     return_logits: bool = False
     return_hidden_states: bool = False
     return_prompt_states: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,7 @@ class Request:
         no_store: nothing of it is kept for other requests, in no tier.
         pooling: one of POOLINGS: the request ends after its prompt, with a pooled hidden state
             instead of a token.
+        grammar: the answer's grammar, which compiles (see `jaxserve.structured`); "": any answer.
     """
 
     request_id: str
@@ -124,6 +154,7 @@ class Request:
     cache_salt: str = ""
     no_store: bool = False
     pooling: str | None = None
+    grammar: str = ""
 
 
 class TokenLogprobs(NamedTuple):

@@ -6,6 +6,7 @@ Whoever makes an `Answers` closes it; closing aborts what is not finished. Knows
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
+from jaxserve.conversation import ChatPlan
 from jaxserve.outputs import OutputDelta, OutputProcessor, merge_deltas
 from jaxserve.server.bridge import EngineBridge, EventQueue
 from jaxserve.tokenizer import Tokenizer
@@ -27,6 +28,8 @@ class Answers:
         bridge: EngineBridge,
         queue: EventQueue,
     ):
+        self.plan: ChatPlan | None = None
+        """How answers to a conversation are read; None: as plain text."""
         self.processors = [OutputProcessor(request, tokenizer) for request in requests]
         self._index = {request.request_id: i for i, request in enumerate(requests)}
         self._bridge = bridge

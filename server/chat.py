@@ -4,17 +4,21 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from jaxserve.chat_formats import parse_whole
 from jaxserve.chat_template import normalise_messages
+from jaxserve.conversation import ChatPlan, parse_tool_use
 from jaxserve.errors import RequestError
 from jaxserve.outputs import OutputDelta, OutputProcessor, PositionLogprobs, TokenText
 from jaxserve.server.answers import Answers
 from jaxserve.server.context import Context
 from jaxserve.server.errors import from_exception
+from jaxserve.server.forms import form_of
 from jaxserve.server.guard import REQUEST_ID
 from jaxserve.server.openai import (
     ChatCompletionRequest,
@@ -24,6 +28,7 @@ from jaxserve.server.openai import (
     sampling_of,
     usage,
 )
+from jaxserve.server.replies import ReplyDelta, ReplyReader, finish_of, reply_fields
 from jaxserve.server.streaming import DONE, EventStream, or_gone, sse, to_json
 
 RESERVED_TEMPLATE_NAMES = frozenset(
@@ -63,7 +68,9 @@ async def admit(context: Context, body: ChatCompletionRequest) -> Answers:
     """
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    prompt_ids = context.truncated(await encode(context, body), body.truncate_prompt_tokens)
+    plan, prompt_ids = await _plan(context, body)
+    grammar = await context.grammar_of(plan)
+    prompt_ids = context.truncated(prompt_ids, body.truncate_prompt_tokens)
     limit = body.max_completion_tokens
     sampling = sampling_of(
         body,
@@ -71,9 +78,14 @@ async def admit(context: Context, body: ChatCompletionRequest) -> Answers:
         max_tokens=body.max_tokens if limit is None else limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    return await context.submit(
-        context.requests(uuid.uuid4().hex, prompt_ids, sampling, body, "messages")
+    if plan.needs_parser:
+        sampling = replace(sampling, skip_special_tokens=False)
+    answers = await context.submit(
+        context.requests(uuid.uuid4().hex, prompt_ids, sampling, body, "messages", grammar)
     )
+    if plan.needs_parser:
+        answers.plan = plan
+    return answers
 
 
 async def encode(context: Context, body: ChatCompletionRequest) -> list[int]:
@@ -82,6 +94,10 @@ async def encode(context: Context, body: ChatCompletionRequest) -> list[int]:
     Raises:
         RequestError: the template cannot render it so.
     """
+    return (await _plan(context, body))[1]
+
+
+async def _plan(context: Context, body: ChatCompletionRequest) -> tuple[ChatPlan, list[int]]:
     kwargs = dict(body.chat_template_kwargs or {})
     if reserved := RESERVED_TEMPLATE_NAMES & kwargs.keys():
         raise RequestError(
@@ -96,10 +112,14 @@ async def encode(context: Context, body: ChatCompletionRequest) -> list[int]:
         )
     if continues:
         kwargs["continue_final_message"] = True
-    return await context.encode_chat(
+    if body.reasoning_effort is not None:
+        kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    return await context.plan_chat(
         body.messages,
-        body.add_generation_prompt is not False and not continues,
-        kwargs,
+        use=parse_tool_use(body.tools, body.tool_choice, body.parallel_tool_calls),
+        form=form_of(body),
+        add_generation_prompt=body.add_generation_prompt is not False and not continues,
+        template_kwargs=kwargs,
         add_special_tokens=bool(body.add_special_tokens),
     )
 
@@ -114,7 +134,9 @@ def _echoed(body: ChatCompletionRequest) -> str:
 def _whole(answers: Answers, header: dict[str, Any], body: ChatCompletionRequest) -> dict[str, Any]:
     response = {
         **header,
-        "choices": [_choice(i, answer, body) for i, answer in enumerate(answers.processors)],
+        "choices": [
+            _choice(answers.plan, i, answer, body) for i, answer in enumerate(answers.processors)
+        ],
         "usage": _usage(answers),
     }
     prompt_logprobs = answers.processors[0].prompt_logprobs
@@ -127,13 +149,21 @@ def _whole(answers: Answers, header: dict[str, Any], body: ChatCompletionRequest
     return response
 
 
-def _choice(index: int, answer: OutputProcessor, body: ChatCompletionRequest) -> dict[str, Any]:
+def _choice(
+    plan: ChatPlan | None, index: int, answer: OutputProcessor, body: ChatCompletionRequest
+) -> dict[str, Any]:
     text = _echoed(body) + answer.text
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    finish_reason: str | None = answer.finish_reason
+    if plan is not None:
+        reply = parse_whole(plan.parser(), answer.text)
+        message |= reply_fields(plan, reply, body.include_reasoning is not False)
+        finish_reason = finish_of(plan, answer.finish_reason, len(reply.calls))
     choice = {
         "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": message,
         "logprobs": _logprobs(answer.logprobs, body) if body.logprobs else None,
-        "finish_reason": answer.finish_reason,
+        "finish_reason": finish_reason,
         "stop_reason": answer.stop_reason,
     }
     if body.return_token_ids:
@@ -145,6 +175,10 @@ async def _chunks(
     answers: Answers, header: dict[str, Any], body: ChatCompletionRequest, request_id: str
 ) -> AsyncGenerator[bytes, None]:
     """The stream's events. An error in the middle is an event too: the status is long sent."""
+    shows = body.include_reasoning is not False
+    readers = (
+        [ReplyReader(plan, shows) for _ in answers.processors] if (plan := answers.plan) else []
+    )
     null_usage = {"usage": None} if body.include_usage else {}
     # A chunk with nothing but text is by far the commonest: all but the text is made once.
     begin = b"data: " + to_json(header)[:-1] + b',"choices":[{"index":'
@@ -163,7 +197,12 @@ async def _chunks(
                     ids = list(answers.processors[index].request.prompt_ids)
                     extra = {"prompt_token_ids": ids, **null_usage}
                 yield sse({**header, "choices": [first], **extra})
-            if is_plain and delta.finish_reason is None and not delta.logprobs:
+            if readers:
+                for piece in readers[index].read(delta):
+                    choice = _piece_choice(index, piece, delta, body)
+                    usage_now = {"usage": _usage(answers)} if body.continuous_usage else null_usage
+                    yield sse({**header, "choices": [choice], **usage_now})
+            elif is_plain and delta.finish_reason is None and not delta.logprobs:
                 text = json.dumps(delta.text).encode()
                 yield b"%s%d" % (begin, index) + b',"delta":{"content":' + text + end
             else:
@@ -179,6 +218,22 @@ async def _chunks(
     finally:
         answers.close()
     yield DONE
+
+
+def _piece_choice(
+    index: int, piece: ReplyDelta, delta: OutputDelta, body: ChatCompletionRequest
+) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": index,
+        "delta": piece.fields,
+        "logprobs": _logprobs(piece.logprobs, body) if body.logprobs and piece.logprobs else None,
+        "finish_reason": piece.finish_reason,
+    }
+    if body.return_token_ids:
+        choice["token_ids"] = list(piece.token_ids)
+    if piece.finish_reason is not None:
+        choice["stop_reason"] = delta.stop_reason
+    return choice
 
 
 def _chunk_choice(index: int, delta: OutputDelta, body: ChatCompletionRequest) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxserve.server.answers import Answers
 from jaxserve.server.chat import prompt_logprobs_entry, token_name
 from jaxserve.server.context import Context
 from jaxserve.server.errors import from_exception
+from jaxserve.server.forms import form_of
 from jaxserve.server.guard import REQUEST_ID
 from jaxserve.server.openai import (
     CompletionRequest,
@@ -87,6 +88,7 @@ async def _admit(context: Context, body: CompletionRequest) -> _Job:
         sampling = replace(sampling, max_tokens=1, min_tokens=0)
     sampling = check_sampling(sampling, context.limits)
     check_num_answers(len(prompts), sampling.n)
+    grammar = await context.compile(form_of(body))
     requests: list[Request] = []
     texts: list[str] = []
     for i, prompt in enumerate(prompts):
@@ -97,7 +99,7 @@ async def _admit(context: Context, body: CompletionRequest) -> _Job:
             ids = await context.encode(prompt, add_special_tokens=add_special_tokens)
         if body.truncate_prompt_tokens is not None and isinstance(ids, list):
             ids = context.truncated(ids, body.truncate_prompt_tokens)
-        group = context.requests(uuid.uuid4().hex, ids, sampling, body, param)  # pyright: ignore[reportArgumentType]
+        group = context.requests(uuid.uuid4().hex, ids, sampling, body, param, grammar)  # pyright: ignore[reportArgumentType]
         requests += group
         if isinstance(prompt, str):
             texts.append(prompt)

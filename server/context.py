@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from jaxserve.chat_format_choice import ChatFormats
+from jaxserve.conversation import ChatPlan, ToolUse, plan_chat
 from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.kv.stats import KVStats
-from jaxserve.llm import EngineLike, limits_of
+from jaxserve.llm import EngineLike, grammars_of, limits_of
 from jaxserve.requests import DrawSeed, Limits, check_token_ids, make_requests
 from jaxserve.scheduler.stats import SchedulerStats
 from jaxserve.server.answers import Answers
@@ -19,6 +21,7 @@ from jaxserve.server.live import LiveFeed, Picture, picture
 from jaxserve.server.metrics import render
 from jaxserve.server.openai import SamplingFields, truncated
 from jaxserve.server.response_store import ResponseStore
+from jaxserve.structured import Body, GrammarCompiler
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams
 
@@ -51,6 +54,8 @@ class Context:
     draw_seed: DrawSeed
     bridge: EngineBridge
     engine: EngineLike
+    grammars: GrammarCompiler
+    chat_formats: ChatFormats
     kv: "KVAdmin | None" = None
     responses: ResponseStore = field(default_factory=lambda: ResponseStore(0))
     unknown_fields: set[str] = field(default_factory=set)
@@ -66,6 +71,10 @@ class Context:
         if engine.tokenizer.has_chat_template:
             with contextlib.suppress(RequestError):  # some templates refuse this message
                 engine.tokenizer.encode_chat(WARMUP_MESSAGES)
+        config = engine.config.model
+        formats = ChatFormats.of(engine.tokenizer, config.tool_call_parser, config.reasoning_parser)
+        grammars = grammars_of(engine)
+        grammars.warm_up()
         bridge = EngineBridge(engine)
         return cls(
             tokenizer=engine.tokenizer,
@@ -75,6 +84,8 @@ class Context:
             bridge=bridge,
             responses=ResponseStore(engine.config.server.max_stored_responses),
             engine=engine,
+            grammars=grammars,
+            chat_formats=formats,
             kv=_kv_admin(engine, bridge),
         )
 
@@ -126,6 +137,50 @@ class Context:
     def truncated(self, token_ids: list[int], limit: int | None) -> list[int]:
         return truncated(token_ids, limit, self.limits.max_model_len)
 
+    async def compile(self, form: Body | None, before: str = "") -> str:
+        """The compiled grammar of an answer of this form, and what may precede it.
+
+        Raises:
+            RequestError: it cannot be enforced, or not be compiled within a second.
+        """
+        if form is None:
+            return ""
+        return await beside(lambda: self.grammars.check(form, before))
+
+    async def plan_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        use: ToolUse | None = None,
+        form: Body | None = None,
+        add_generation_prompt: bool = True,
+        template_kwargs: dict[str, Any] | None = None,
+        add_special_tokens: bool = False,
+    ) -> tuple[ChatPlan, list[int]]:
+        """How to serve a conversation, and the tokens of its prompt.
+
+        Raises:
+            RequestError: anything about it that cannot be served.
+        """
+        plan = plan_chat(
+            self.chat_formats,
+            messages,
+            use=use,
+            body=form,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
+        )
+        # Most templates write the special tokens themselves.
+        return plan, await self.encode(plan.prompt, add_special_tokens=add_special_tokens)
+
+    async def grammar_of(self, plan: ChatPlan) -> str:
+        """The compiled grammar of a conversation's answer; "": it may be anything.
+
+        Raises:
+            RequestError: it cannot be enforced, or not be compiled within a second.
+        """
+        return "" if plan.body is None else await beside(lambda: plan.check(self.grammars))
+
     def requests(
         self,
         request_id: str,
@@ -133,6 +188,7 @@ class Context:
         sampling: SamplingParams,
         body: SamplingFields,
         param: str,
+        grammar: str = "",
     ) -> list[Request]:
         return make_requests(
             request_id,
@@ -143,6 +199,7 @@ class Context:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
             no_store=bool(body.cache_no_store),
+            grammar=grammar,
             param=param,
         )
 

@@ -212,11 +212,20 @@ def _delta(piece: Piece) -> dict[str, Any]:
 
 def _block(part: Part) -> dict[str, Any]:
     if part.kind == "call":
-        arguments = json.loads(part.text) if part.text else {}
+        arguments = _arguments(part.text)
         return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": arguments}
     if part.kind == "reasoning":
         return {"type": "thinking", "thinking": part.text, "signature": ""}
     return {"type": "text", "text": part.text}
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """Arguments of a call; those that max_tokens cut off are none."""
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _message(context: Context, message_id: str, answers: Answers) -> dict[str, Any]:

@@ -57,23 +57,18 @@ LogitBiasField: TypeAlias = Annotated[
 ]
 
 WITHOUT_EFFECT = frozenset(
-    """user metadata store service_tier safety_identifier verbosity reasoning_effort prediction
+    """user metadata store service_tier safety_identifier verbosity prediction
     web_search_options prompt_cache_key prompt_cache_retention prompt_cache_options
-    parallel_tool_calls tool_choice function_call spaces_between_special_tokens length_penalty
+    function_call spaces_between_special_tokens length_penalty
     early_stopping request_id kv_transfer_params vllm_xargs media_io_kwargs
     mm_processor_kwargs""".split()
 )
 """Fields that clients send and that need no answer here; they are not logged."""
+FormField: TypeAlias = Annotated[Any, WithJsonSchema({})]
+"""Checked where it is understood: see `forms` and `conversation`."""
 
 UNSUPPORTED = {
-    "tools": (None, []),
     "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None, {}),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
     "bad_words": (None, []),
     "suffix": (None, ""),
     "audio": (None,),
@@ -127,6 +122,12 @@ class SamplingFields(BaseModel):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     echo: bool | None = None
+    response_format: FormField = None
+    structured_outputs: FormField = None
+    guided_json: FormField = None
+    guided_regex: str | None = None
+    guided_choice: FormField = None
+    guided_grammar: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -154,6 +155,11 @@ class ChatCompletionRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: FormField = None
+    tool_choice: FormField = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
 
 
 COPIED = (

@@ -4,11 +4,13 @@
 writes them in. Knows nothing of HTTP or events.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from jaxserve.chat_formats import CallArguments, CallStart, Event, Reasoning, Text
+from jaxserve.conversation import ChatPlan
 from jaxserve.outputs import PositionLogprobs
 from jaxserve.server.answers import Answers
 
@@ -65,7 +67,41 @@ async def pieces_of(answers: Answers) -> AsyncGenerator[list[Piece], None]:
     Raises:
         EngineDeadError: the engine failed.
     """
+    plan = answers.plan
+    parser = None if plan is None else plan.parser()
+    names: dict[int, Piece] = {}
     async with aclosing(answers.deltas()) as deltas:
         async for _, delta in deltas:
-            if delta.text or delta.logprobs:
+            if plan is not None and parser is not None:
+                events = parser.feed(delta.text)
+                events += parser.finish() if delta.finish_reason is not None else []
+                if pieces := list(_pieces(plan, events, names, delta.logprobs)):
+                    yield pieces
+            elif delta.text or delta.logprobs:
                 yield [Piece("text", delta.text, logprobs=delta.logprobs)]
+
+
+def _pieces(
+    plan: ChatPlan,
+    events: Iterable[Event],
+    calls: dict[int, Piece],
+    logprobs: tuple[PositionLogprobs, ...],
+) -> Iterator[Piece]:
+    """What the events of a reply add; log-probabilities go with the first text there is.
+
+    Args:
+        calls: the beginnings of the calls so far; new ones are added.
+    """
+    for event in events:
+        match event:
+            case Text(text):
+                yield Piece("text", text, logprobs=logprobs)
+                logprobs = ()
+            case Reasoning(text):
+                yield Piece("reasoning", text)
+            case CallStart(index, name, call_id):
+                call_id = plan.call_id(index, name, call_id)
+                calls[index] = Piece("call", "", index, call_id, name)
+                yield calls[index]
+            case CallArguments(index, text):
+                yield calls[index]._replace(text=text)

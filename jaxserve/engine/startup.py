@@ -38,7 +38,7 @@ from jaxserve.plan import Bucket
 from jaxserve.programs import ProgramStore
 from jaxserve.runner import Runner, StepProgram
 from jaxserve.scheduler import BucketChooser, Scheduler, default_buckets
-from jaxserve.sharding import make_mesh
+from jaxserve.sharding import Axis, make_mesh, partition_spec
 from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import KVGroup, Progress, group_layers, no_progress
 from jaxserve.weights import LoadedModel, load_checkpoint
@@ -118,7 +118,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         program,
         model.params,
         _create_pool(groups, num_pages, shape.page_size, dtype, mesh),
-        create_state(shape, _replicated(mesh)),
+        create_state(shape, _replicated(mesh), _logits_sharding(mesh, shape.vocab_size)),
         buckets,
         ProgramStore(cache_dir / "traced" if cache_dir and mesh is None else None, identity),
     )
@@ -225,6 +225,15 @@ def _replicated(mesh: Mesh | None) -> jax.sharding.Sharding:
     if mesh is None:
         return SingleDeviceSharding(jax.devices()[0])
     return NamedSharding(mesh, PartitionSpec())
+
+
+def _logits_sharding(mesh: Mesh | None, vocab_size: int) -> jax.sharding.Sharding:
+    """The columns are split like the rows of the output layer."""
+    if mesh is None:
+        return _replicated(None)
+    return NamedSharding(
+        mesh, PartitionSpec(None, *partition_spec((Axis("vocab", vocab_size),), mesh))
+    )
 
 
 def _pool_shardings(

@@ -35,7 +35,7 @@ from jaxserve.scheduler.outcome import collect_prompt_logprobs, sampled_logprobs
 from jaxserve.scheduler.planner import Planner
 from jaxserve.scheduler.prefix import PrefixFinder
 from jaxserve.scheduler.roster import Roster
-from jaxserve.scheduler.sequence import NO_SLOT, Importance, Sequence
+from jaxserve.scheduler.sequence import NO_SLOT, ConstraintLike, Importance, Sequence
 from jaxserve.scheduler.states import collector_for
 from jaxserve.scheduler.stats import GroupPages, SchedulerStats
 from jaxserve.types import FinishReason, KVGroup, PromptReuse, Request, TokenEvent
@@ -110,13 +110,16 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._roster.waiting)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, constraint: ConstraintLike | None = None) -> None:
         """Queue a request.
+
+        Args:
+            constraint: follows the answer's tokens and says when it is over.
 
         Raises:
             RequestError: it can never be served: too long, or its id is taken.
         """
-        self._check(request)
+        self.check(request)
         sampling = request.sampling
         max_tokens = self._max_model_len if sampling.max_tokens is None else sampling.max_tokens
         eos_ids = () if sampling.ignore_eos else request.eos_token_ids
@@ -139,11 +142,13 @@ class Scheduler:
             prompt_logprobs=None if sampling.prompt_logprobs is None else [None],
             states=collector_for(request),
             tenant=tenant_digest(request.cache_salt, self._tenant_secret),
+            constraint=constraint,
         )
         self._roster.add(seq)
         self._finder.look_ahead(seq)
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Raises RequestError if a request can never be served; see `add`."""
         num_prompt, capacity = len(request.prompt_ids), self._roster.pager.max_tokens
         if request.request_id in self._roster.live:
             raise RequestError(
@@ -226,6 +231,13 @@ class Scheduler:
                     continue
             if seq.finished:
                 continue
+            if seq.constraint is not None and token_id not in seq.stop_ids:
+                seq.constraint.advance(token_id)
+                if seq.constraint.has_failed:
+                    self._roster.finish(seq)
+                    name = seq.request.request_id
+                    events.append(TokenEvent(name, None, FinishReason.ABORT))
+                    continue
             tokens = seq.tokens
             tokens.append(token_id)
             if seq.pending:
@@ -245,6 +257,9 @@ class Scheduler:
                 reason = FinishReason.STOP
             elif token_id in seq.stop_ids:
                 reason, stop_token_id = FinishReason.STOP, token_id
+            elif seq.constraint is not None and seq.constraint.is_over:
+                is_end = token_id in seq.request.eos_token_ids
+                reason, stop_token_id = FinishReason.STOP, token_id if is_end else None
             elif len(tokens) >= seq.max_total:
                 reason = FinishReason.LENGTH
             if reason is not None:

@@ -3,13 +3,14 @@
 Changes the roster as if the step had run; the tokens follow later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
 from jaxserve.kv.loads import LoadJob, Piece
 from jaxserve.kv.transfer_plan import NO_TRANSFERS, PieceLoad, TransferPlan
-from jaxserve.plan import NO_STATES, NO_STEP, PrefillChunk, StepPlan
+from jaxserve.plan import NO_STATES, NO_STEP, ConstrainedRow, PrefillChunk, StepPlan
 from jaxserve.scheduler.admission import Admission, Outcome
 from jaxserve.scheduler.buckets import BucketChooser
 from jaxserve.scheduler.draft import Chunk, StepDraft
@@ -232,6 +233,9 @@ class Planner:
         if slots.wants_states.any():
             states = states_wanted(seq.states for seq in row_seqs if seq and seq.states)
         prefills = tuple(_prefill(chunk) for chunk in chunks)
+        constrained: tuple[ConstrainedRow, ...] = ()
+        if slots.constrained.any():
+            constrained = tuple(_constrained(row_seqs, decode_positions, prefills))
         slots.positions[decode_slots] += 1
         for chunk in chunks:
             self._commit_chunk(chunk)
@@ -252,6 +256,7 @@ class Planner:
             wants_prompt_logprobs=any(chunk.targets is not None for chunk in prefills),
             transfers=transfers,
             states=states,
+            constrained=constrained,
             row_seqs=row_seqs,
         )
 
@@ -306,6 +311,20 @@ def _piece_load(job: LoadJob, piece: Piece, first: int) -> PieceLoad:
             for pages in job.pages
         ),
     )
+
+
+def _constrained(
+    row_seqs: Seq[Sequence | None], decode_positions: np.ndarray, prefills: Seq[PrefillChunk]
+) -> Iterator[ConstrainedRow]:
+    """The rows that yield a token which must obey a grammar."""
+    num_decodes = len(decode_positions)
+    for row, seq in enumerate(row_seqs):
+        if seq is None or seq.constraint is None:
+            continue
+        if row < num_decodes:
+            yield ConstrainedRow(row, seq.slot, int(decode_positions[row]) + 1, seq.constraint)
+        elif (chunk := prefills[row - num_decodes]).samples:
+            yield ConstrainedRow(row, seq.slot, chunk.end, seq.constraint)
 
 
 def _prefill(chunk: Chunk) -> PrefillChunk:

@@ -6,7 +6,7 @@ steady decoding must not touch one Python object per sequence.
 
 from array import array
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int32
@@ -19,6 +19,22 @@ from jaxserve.types import LoadDecision, Request, TokenLogprobs
 
 NO_SLOT = -1
 NEVER = 1 << 62
+
+
+class ConstraintLike(Protocol):
+    """Follows the tokens of one answer through its grammar."""
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing may follow but the end."""
+        ...
+
+    @property
+    def has_failed(self) -> bool:
+        """It cannot say any more what may follow."""
+        ...
+
+    def advance(self, token_id: int) -> None: ...
 
 
 class Importance(NamedTuple):
@@ -75,6 +91,7 @@ class Sequence:
         accounted: positions that had been computed, or counted as cached, at the last preemption.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
         states: collects hidden states and logits; None if nobody asked for any.
+        constraint: says what may follow; None: anything.
         finished: no event may follow.
     """
 
@@ -105,6 +122,7 @@ class Sequence:
     accounted: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     states: StateCollector | None = None
+    constraint: ConstraintLike | None = None
     finished: bool = False
 
     def __post_init__(self) -> None:

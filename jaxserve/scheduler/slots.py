@@ -25,6 +25,7 @@ class Slots:
         self.decoding = np.zeros(num_slots, np.bool_)
         self.wants_logprobs = np.zeros(num_slots, np.bool_)
         self.wants_states = np.zeros(num_slots, np.bool_)
+        self.constrained = np.zeros(num_slots, np.bool_)
         self.occupants: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -49,6 +50,7 @@ class Slots:
         self.decoding[slot] = False
         self.wants_logprobs[slot] = seq.request.sampling.logprobs is not None
         self.wants_states[slot] = seq.states is not None
+        self.constrained[slot] = seq.constraint is not None
         self.occupants[slot] = seq
         seq.slot = slot
 
@@ -59,6 +61,7 @@ class Slots:
         self.decoding[seq.slot] = False
         self.wants_logprobs[seq.slot] = False
         self.wants_states[seq.slot] = False
+        self.constrained[seq.slot] = False
         self._free.append(seq.slot)
         seq.slot = NO_SLOT
 

@@ -38,6 +38,8 @@ def check_error(response: httpx.Response, status: int) -> dict[str, Any]:
     return error
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
 BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({}, "messages"),
     ({"messages": []}, "messages"),
@@ -68,8 +70,70 @@ BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": USER, "seed": 2**64}, "seed"),
     ({"messages": USER, "priority": 2**40}, "priority"),
     ({"messages": USER, "cache_salt": "a" * 500}, "cache_salt"),
-    ({"messages": USER, "tools": [{"type": "function"}]}, "tools"),
-    ({"messages": USER, "response_format": {"type": "json_object"}}, "response_format"),
+    ({"messages": USER, "tools": [{"type": "function"}]}, "tools.0"),
+    ({"messages": USER, "tools": [TOOL, TOOL]}, "tools.1.function.name"),
+    ({"messages": USER, "tools": 3}, "tools"),
+    ({"messages": USER, "tools": [TOOL] * 200}, "tools"),
+    ({"messages": USER, "tool_choice": "required"}, "tool_choice"),
+    ({"messages": USER, "tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
+    (
+        {
+            "messages": USER,
+            "tools": [TOOL],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        "tool_choice",
+    ),
+    (
+        {
+            "messages": USER,
+            "tools": [{**TOOL, "function": {"name": "f", "parameters": {"uniqueItems": True}}}],
+            "tool_choice": "required",
+        },
+        "tools.0.function.parameters",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
+        "messages.0.tool_calls.0.function.name",
+    ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": "{"}}],
+                }
+            ]
+        },
+        "messages.0.tool_calls.0.function.arguments",
+    ),
+    ({"messages": USER, "response_format": {"type": "yaml"}}, "response_format.type"),
+    ({"messages": USER, "response_format": "json"}, "response_format.type"),
+    (
+        {"messages": USER, "response_format": {"type": "json_schema"}},
+        "response_format.json_schema",
+    ),
+    (
+        {
+            "messages": USER,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "x",
+                    "schema": {"properties": {"a": {"items": {"type": "strange"}}}},
+                },
+            },
+        },
+        "response_format.json_schema.schema.properties.a.items",
+    ),
+    ({"messages": USER, "structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+    ({"messages": USER, "structured_outputs": {"yaml": "x"}}, "structured_outputs"),
+    ({"messages": USER, "guided_regex": "("}, "guided_regex"),
+    ({"messages": USER, "guided_choice": "a"}, "guided_choice"),
+    (
+        {"messages": USER, "guided_regex": "a", "response_format": {"type": "json_object"}},
+        "guided_regex",
+    ),
     ({"messages": USER, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({"messages": USER, "chat_template_kwargs": 3}, "chat_template_kwargs"),
     ({"messages": USER, "max_tokens": 300}, "max_tokens"),
@@ -103,6 +167,8 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "logprobs": 21}, "logprobs"),
     ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format.type"),
+    ({"prompt": "a", "structured_outputs": {"choice": [1]}}, "structured_outputs.choice.0"),
     ({"prompt": "a " * 400}, "prompt"),
 ]
 

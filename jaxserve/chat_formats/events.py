@@ -1,0 +1,105 @@
+"""What a reply consists of: text, reasoning, tool calls; as events, and as a whole.
+
+Neighbouring `Text`, `Reasoning` or `CallArguments` events may be cut anywhere; what they join to
+does not depend on how the model's text was cut.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thought before it answered."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """A tool call begins; `call_id` is None if the format has none."""
+
+    index: int
+    name: str
+    call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """A piece of a call's arguments, which join to the text of a JSON object."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnd:
+    """A tool call is complete; `raw` is what the model wrote for it."""
+
+    index: int
+    raw: str
+
+
+Event: TypeAlias = Text | Reasoning | CallStart | CallArguments | CallEnd
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """One call of a reply; `arguments` is JSON."""
+
+    name: str
+    call_id: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole reply."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+
+
+def assemble(events: Iterable[Event]) -> Reply:
+    """The reply of these events. A call whose arguments are no JSON object is text."""
+    reply = Reply()
+    calls: dict[int, ToolCall] = {}
+    for event in events:
+        match event:
+            case Text(text):
+                reply.text += text
+            case Reasoning(text):
+                reply.reasoning += text
+            case CallStart(index, name, call_id):
+                calls[index] = ToolCall(name, call_id)
+            case CallArguments(index, text):
+                calls[index].arguments += text
+            case CallEnd(index, raw):
+                if not is_object(calls[index].arguments):
+                    reply.text += raw
+                    del calls[index]
+    reply.calls = list(calls.values())
+    return reply
+
+
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def to_json(value: Any) -> str:
+    """Arguments as JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,118 @@
+"""Gemma 4, and FunctionGemma with other tags.
+
+    <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>
+    <start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>
+
+Keys have no quotes, texts have a mark of their own. A call is given out when all of it is there.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Text, to_json
+from jaxserve.chat_formats.format import ToolFormat
+from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, text_until
+from jaxserve.chat_formats.tools import Tool
+
+ENDS = {"<|tool_call>": "<tool_call|>", "<start_function_call>": "<end_function_call>"}
+QUOTES = ('<|"|>', "<escape>")
+HEAD = re.compile(r"\s*call:([A-Za-z0-9_.-]{1,64})\s*(?=\{)")
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+KEY = re.compile(r"\s*([^\s:{}\[\],]+)\s*:")
+MAX_CHARS = 65536
+MAX_DEPTH = 32
+
+
+def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
+    while (begin := (yield from text_until(source, tuple(ENDS)))) is not None:
+        end = ENDS[begin]
+        while end not in source.text and not source.is_final and len(source.text) <= MAX_CHARS:
+            yield NEED_MORE
+        inside, mark, rest = source.text.partition(end)
+        call = _read_call(inside)
+        if call is None or not mark and not source.is_final:
+            yield Text(begin)
+            continue
+        source.text = rest
+        name, arguments = call
+        index = source.next_call()
+        yield CallStart(index, name)
+        yield CallArguments(index, arguments)
+        yield CallEnd(index, begin + inside + mark)
+
+
+def _read_call(text: str) -> tuple[str, str] | None:
+    head = HEAD.match(text)
+    if head is None:
+        return None
+    try:
+        value, end = _read(text, head.end(), 0)
+    except (ValueError, IndexError):
+        return None
+    if text[end:].strip():
+        return None
+    return head[1], to_json(value)
+
+
+def _read(text: str, at: int, depth: int) -> tuple[Any, int]:
+    """A value at a place in the text, and where it ends. ValueError or IndexError: it is none."""
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deep")
+    at = _skip(text, at)
+    for quote in QUOTES:
+        if text.startswith(quote, at):
+            end = text.index(quote, at + len(quote))
+            return text[at + len(quote) : end], end + len(quote)
+    if text[at] == "{":
+        return _read_object(text, at + 1, depth)
+    if text[at] == "[":
+        return _read_list(text, at + 1, depth)
+    for word, value in (("true", True), ("false", False), ("null", None)):
+        if text.startswith(word, at):
+            return value, at + len(word)
+    number = NUMBER.match(text, at)
+    if number is None:
+        raise ValueError("no value")
+    kind = float if number[1] or number[2] else int
+    return kind(number[0]), number.end()
+
+
+def _read_object(text: str, at: int, depth: int) -> tuple[Any, int]:
+    found: dict[str, Any] = {}
+    while text[at := _skip(text, at)] != "}":
+        key = KEY.match(text, at)
+        if key is None:
+            raise ValueError("no key")
+        name = key[1]
+        for quote in QUOTES:
+            name = name.removeprefix(quote).removesuffix(quote)
+        found[name], at = _read(text, key.end(), depth + 1)
+        at = _skip(text, at)
+        at += text[at] == ","
+    return found, at + 1
+
+
+def _read_list(text: str, at: int, depth: int) -> tuple[Any, int]:
+    found = []
+    while text[at := _skip(text, at)] != "]":
+        value, at = _read(text, at, depth + 1)
+        found.append(value)
+        at = _skip(text, at)
+        at += text[at] == ","
+    return found, at + 1
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+FORMAT = ToolFormat(
+    names=("gemma4", "functiongemma"),
+    parse=parse,
+    pattern=None,
+    detect=lambda template: any(begin in template for begin in ENDS),
+    marks=(*ENDS, *ENDS.values(), *QUOTES),
+)

@@ -1,0 +1,43 @@
+"""Hermes, Qwen 2.5/3, Granite 4, SmolLM3 and many others:
+
+<tool_call>
+{"name": "get_weather", "arguments": {"city": "Paris"}}
+</tool_call>
+"""
+
+import json
+from collections.abc import Sequence
+
+from jaxserve.chat_formats.events import Text
+from jaxserve.chat_formats.format import CallPattern, Part, ToolFormat, parameters_of
+from jaxserve.chat_formats.json_call import json_call
+from jaxserve.chat_formats.source import Parsing, Source, blanks, follows, text_until
+from jaxserve.chat_formats.tools import Tool
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
+    while (yield from text_until(source, (BEGIN,))) is not None:
+        space = yield from blanks(source)
+        understood = yield from json_call(source, before=BEGIN + space)
+        if not understood:
+            yield Text(BEGIN + space)
+            continue
+        space = yield from blanks(source)
+        if not (yield from follows(source, END)):
+            yield Text(space)
+
+
+def _call(tool: Tool) -> list[Part]:
+    head = f'{BEGIN}\n{{"name": {json.dumps(tool.name)}, "arguments": '
+    return [head, parameters_of(tool), "}\n" + END]
+
+
+FORMAT = ToolFormat(
+    names=("hermes", "qwen", "granite4", "ernie45", "longcat"),
+    parse=parse,
+    pattern=CallPattern(_call, between="\n"),
+    detect=lambda template: BEGIN in template,
+    marks=(BEGIN, END),
+)

@@ -1,0 +1,176 @@
+"""Calls as Python: Llama 3.2 and 4, OLMo 3, LFM2.
+
+    [get_weather(city="Paris"), get_time(zone="CET")]
+
+Llama 4 may put <|python_start|> and <|python_end|> around, LFM2 <|tool_call_start|> and
+<|tool_call_end|>; OLMo 3 writes one call a line between <function_calls> tags. Read with `ast`;
+nothing is evaluated. A list is given out when all of it is there.
+"""
+
+import ast
+import re
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text, to_json
+from jaxserve.chat_formats.format import CallPattern, Either, Json, Part, ToolFormat
+from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, blanks, head_until, text_until
+from jaxserve.chat_formats.tools import Tool
+
+TAGS = {
+    "<|python_start|>": "<|python_end|>",
+    "<|tool_call_start|>": "<|tool_call_end|>",
+    "<function_calls>": "</function_calls>",
+}
+MARKS = (*TAGS, *TAGS.values())
+START = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+MAY_START = re.compile(r"\[\s*([A-Za-z_][\w.]*\s*)?")
+WORDS = {"true": True, "false": False, "null": None}
+MAX_CHARS = 65536
+
+
+def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
+    space = yield from blanks(source)
+    if not (yield from _list(source, space)):
+        yield Text(space)
+    while True:
+        mark = yield from text_until(source, tuple(TAGS))
+        if mark is None:
+            return
+        found = yield from head_until(source, (TAGS[mark],))
+        if found is None:
+            yield Text(mark)
+            continue
+        inside, end = found
+        calls = read_calls(inside)
+        if calls is None:
+            yield Text(mark + inside + end)
+        else:
+            yield from _give(source, calls, mark + inside + end)
+
+
+def _list(source: Source, before: str) -> Generator[Event | None, None, bool]:
+    """A bare list of calls at the beginning of the reply; False: it is none."""
+    while not START.match(source.text):
+        if source.is_final or not MAY_START.fullmatch(source.text):
+            return False
+        yield NEED_MORE
+    end = yield from _span(source)
+    calls = None if end is None else read_calls(source.text[:end])
+    if end is None or calls is None:
+        return False
+    yield from _give(source, calls, before + source.take(end))
+    return True
+
+
+def _span(source: Source) -> Generator[None, None, int | None]:
+    """Length of a list, once its brackets close; None: they do not."""
+    depth, quote, escaped, i = 0, "", False, 0
+    while True:
+        while i < len(source.text):
+            char = source.text[i]
+            i += 1
+            if quote:
+                if not escaped and char == quote:
+                    quote = ""
+                escaped = char == "\\" and not escaped
+            elif char in "\"'":
+                quote, escaped = char, False
+            elif char in "([{":
+                depth += 1
+            elif char in ")]}":
+                depth -= 1
+                if depth == 0:
+                    return i
+        if source.is_final or len(source.text) > MAX_CHARS:
+            return None
+        yield NEED_MORE
+
+
+def _give(source: Source, calls: "list[tuple[str, str]]", raw: str) -> Generator[Event, None, None]:
+    for i, (name, arguments) in enumerate(calls):
+        index = source.next_call()
+        yield CallStart(index, name)
+        yield CallArguments(index, arguments)
+        yield CallEnd(index, raw if i == 0 else "")
+
+
+def read_calls(text: str) -> "list[tuple[str, str]] | None":
+    """Names and arguments (JSON) of calls in a list, or one a line; None: it is something else."""
+    stripped = text.strip()
+    if not stripped.startswith("["):
+        stripped = "[" + ",".join(line for line in stripped.splitlines() if line.strip()) + "]"
+    if len(stripped) > MAX_CHARS:
+        return None
+    try:
+        tree = ast.parse(stripped, mode="eval").body
+        if not isinstance(tree, ast.List) or not tree.elts:
+            return None
+        return [_read_call(node) for node in tree.elts]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _read_call(node: ast.expr) -> tuple[str, str]:
+    if not isinstance(node, ast.Call) or node.args:
+        raise ValueError("no call with named arguments")
+    arguments = {}
+    for keyword in node.keywords:
+        if keyword.arg is None:
+            raise ValueError("arguments in a dictionary")
+        arguments[keyword.arg] = _read_value(keyword.value)
+    return ast.unparse(node.func), to_json(arguments)
+
+
+def _read_value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value) if value is None or isinstance(value, (str, int, float, bool)):
+            return value
+        case ast.Name(name) if name in WORDS:
+            return WORDS[name]
+        case ast.UnaryOp(ast.USub(), ast.Constant(value)) if isinstance(value, (int, float)):
+            return -value
+        case ast.List(items) | ast.Tuple(items):
+            return [_read_value(item) for item in items]
+        case ast.Dict(keys, values):
+            return {
+                str(_read_value(key)): _read_value(value)
+                for key, value in zip(keys, values, strict=True)
+                if key is not None
+            }
+    raise ValueError(f"{type(node).__name__} is no value")
+
+
+def _call(tool: Tool) -> list[Part]:
+    """Arguments in the order of the schema; commas depend on what was left out before."""
+    keys = list(tool.properties)
+
+    def rest(i: int, is_first: bool) -> tuple[Part, ...]:
+        if i == len(keys):
+            return ()
+        key = keys[i]
+        schema = tool.properties[key]
+        lead = ("" if is_first else ", ") + key + "="
+        given = (lead, Json(schema), *rest(i + 1, False))
+        if key in tool.required:
+            return given
+        return (Either((given, rest(i + 1, is_first))),)
+
+    if len([key for key in keys if key not in tool.required]) > MAX_OPTIONAL:
+        keys = [key for key in keys if key in tool.required]
+    return [tool.name + "(", *rest(0, True), ")"]
+
+
+MAX_OPTIONAL = 6
+"""With more optional arguments than this, enforced calls hold the required ones only."""
+
+
+FORMAT = ToolFormat(
+    names=("pythonic", "llama4_pythonic", "olmo3", "lfm2"),
+    parse=parse,
+    pattern=CallPattern(_call, begin="[", between=", ", end="]"),
+    detect=lambda template: (
+        any(tag in template for tag in TAGS) or "[func_name1(params_name1=" in template
+    ),
+    marks=MARKS,
+)

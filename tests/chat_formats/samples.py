@@ -1,0 +1,220 @@
+"""Replies as models write them: what was written, and what it means."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxserve.chat_formats import Tool
+
+TOOLS = (
+    Tool(
+        "get_weather",
+        {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer"},
+                "metric": {"type": "boolean"},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "unit": {"type": "string", "enum": ["C", "F"]},
+            },
+            "required": ["city"],
+        },
+    ),
+    Tool("get_time", {"type": "object", "properties": {"zone": {"type": "string"}}}),
+)
+
+PARIS = ("get_weather", {"city": "Paris"})
+TWO = [("get_weather", {"city": "Paris", "days": 2}), ("get_time", {"zone": "Europe/Paris"})]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`written` in the format `name` means text and calls."""
+
+    name: str
+    written: str
+    text: str = ""
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    ids: list[str] | None = None
+
+
+SAMPLES = [
+    Sample(
+        "hermes",
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+        calls=[PARIS],
+    ),
+    Sample(
+        "hermes",
+        "Let me look.\n\n<tool_call>\n"
+        '{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "get_time", "arguments": {"zone": "Europe/Paris"}}\n</tool_call>',
+        text="Let me look.",
+        calls=TWO,
+    ),
+    Sample(
+        "hermes",
+        '<tool_call>{"arguments": {"city": "}{\\"]"}, "name": "get_weather"}</tool_call>',
+        calls=[("get_weather", {"city": '}{"]'})],
+    ),
+    Sample("hermes", "a < b and <tool> is no call", text="a < b and <tool> is no call"),
+    Sample(
+        "hermes",
+        '<tool_call>\n{"name": "get_weather", "args"\n</tool_call>',
+        text='<tool_call>\n{"name": "get_weather", "args"\n</tool_call>',
+    ),
+    Sample(
+        "llama3_json",
+        '{"name": "get_weather", "parameters": {"city": "Paris"}}',
+        calls=[PARIS],
+    ),
+    Sample(
+        "llama3_json",
+        '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris", "days": 2}}; '
+        '{"type": "function", "name": "get_time", "parameters": {"zone": "Europe/Paris"}}',
+        calls=TWO,
+    ),
+    Sample("llama3_json", '{"answer": 42}', text='{"answer": 42}'),
+    Sample("llama3_json", "It is {warm}.", text="It is {warm}."),
+    Sample(
+        "pythonic",
+        "[get_weather(city='Paris', days=2), get_time(zone=\"Europe/Paris\")]",
+        calls=TWO,
+    ),
+    Sample(
+        "pythonic",
+        "<|python_start|>[get_weather(city='Paris', metric=True, tags=['a', \"b]\"])]"
+        "<|python_end|>",
+        calls=[("get_weather", {"city": "Paris", "metric": True, "tags": ["a", "b]"]})],
+    ),
+    Sample(
+        "olmo3",
+        '<function_calls>\nget_weather(city="Paris", days=2)\nget_time(zone="Europe/Paris")\n'
+        "</function_calls>",
+        calls=TWO,
+    ),
+    Sample(
+        "lfm2",
+        'Sure.<|tool_call_start|>[get_weather(city="Paris")]<|tool_call_end|>',
+        text="Sure.",
+        calls=[PARIS],
+    ),
+    Sample("pythonic", "[1, 2] is a list", text="[1, 2] is a list"),
+    Sample("pythonic", "[f(x) for x in y]", text="[f(x) for x in y]"),
+    Sample("pythonic", "[__import__('os').system(1)]", text="[__import__('os').system(1)]"),
+    Sample(
+        "mistral",
+        '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "days": 2}'
+        '[TOOL_CALLS]get_time[ARGS]{"zone": "Europe/Paris"}',
+        calls=TWO,
+    ),
+    Sample("mistral", '[TOOL_CALLS]get_weather{"city": "Paris"}', calls=[PARIS]),
+    Sample(
+        "mistral",
+        '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}, '
+        '{"name": "get_time", "arguments": {"zone": "Europe/Paris"}}]',
+        calls=TWO,
+    ),
+    Sample(
+        "qwen3_coder",
+        "I will look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n"
+        "</parameter>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=get_time>\n<parameter=zone>\nEurope/Paris\n</parameter>\n"
+        "</function>\n</tool_call>",
+        text="I will look.",
+        calls=TWO,
+    ),
+    Sample(
+        "qwen3_xml",
+        '<tool_call>\n<function=get_weather>\n<parameter=city>\nA "b"\n<c>\n\nd</parameter>\n'
+        '<parameter=tags>\n["x", "y"]\n</parameter>\n<parameter=metric>\nTrue\n</parameter>\n'
+        "<parameter=unit>\nC\n</parameter>\n</function>\n</tool_call>",
+        calls=[
+            (
+                "get_weather",
+                {"city": 'A "b"\n<c>\n\nd', "tags": ["x", "y"], "metric": True, "unit": "C"},
+            )
+        ],
+    ),
+    Sample(
+        "seed_oss",
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n"
+        "</function>\n</seed:tool_call>",
+        calls=[PARIS],
+    ),
+    Sample(
+        "deepseek_v3",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "Paris", "days": 2}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function'
+        '<｜tool▁sep｜>get_time\n```json\n{"zone": "Europe/Paris"}\n```<｜tool▁call▁end｜>'
+        "<｜tool▁calls▁end｜>",
+        calls=TWO,
+    ),
+    Sample(
+        "deepseek_v31",
+        'One moment.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": '
+        '"Paris", "days": 2}<｜tool▁call▁end｜><｜tool▁call▁begin｜>get_time<｜tool▁sep｜>'
+        '{"zone": "Europe/Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        text="One moment.",
+        calls=TWO,
+    ),
+    Sample(
+        "glm45",
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n"
+        "<tool_call>get_time\n<arg_key>zone</arg_key>\n<arg_value>Europe/Paris</arg_value>\n"
+        "</tool_call>",
+        calls=TWO,
+    ),
+    Sample(
+        "glm47",
+        "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris</arg_value></tool_call>",
+        calls=[PARIS],
+    ),
+    Sample("glm47", "<tool_call>get_time</tool_call>", calls=[("get_time", {})]),
+    Sample(
+        "kimi_k2",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+        '<|tool_call_argument_begin|>{"city": "Paris", "days": 2}<|tool_call_end|>'
+        "<|tool_call_begin|>functions.get_time:1<|tool_call_argument_begin|>"
+        '{"zone": "Europe/Paris"}<|tool_call_end|><|tool_calls_section_end|>',
+        calls=TWO,
+        ids=["functions.get_weather:0", "functions.get_time:1"],
+    ),
+    Sample(
+        "gemma4",
+        '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>'
+        '<|tool_call>call:get_time{zone:<|"|>Europe/Paris<|"|>}<tool_call|>',
+        calls=TWO,
+    ),
+    Sample(
+        "gemma4",
+        '<|tool_call>call:get_weather{city:<|"|>a},b<|"|>,tags:[<|"|>x<|"|>,<|"|>y<|"|>],'
+        "metric:false,more:{deep:{n:-1.5}}}<tool_call|>",
+        calls=[
+            (
+                "get_weather",
+                {
+                    "city": "a},b",
+                    "tags": ["x", "y"],
+                    "metric": False,
+                    "more": {"deep": {"n": -1.5}},
+                },
+            )
+        ],
+    ),
+    Sample(
+        "functiongemma",
+        "<start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>",
+        calls=[PARIS],
+    ),
+    Sample("gemma4", "<|tool_call>nothing<tool_call|>", text="<|tool_call>nothing<tool_call|>"),
+    Sample(
+        "openai",
+        "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        '{"city": "Paris", "days": 2}<|call|><|start|>assistant to=functions.get_time'
+        '<|channel|>commentary json<|message|>{"zone": "Europe/Paris"}',
+        calls=TWO,
+    ),
+    Sample("openai", "<|channel|>final<|message|>It rains.<|return|>", text="It rains."),
+]

@@ -1,0 +1,135 @@
+"""Calls that are demanded: whatever a model prefers, what comes out is read back as those calls."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from tokenizers import AddedToken
+
+from jaxserve.chat_format_choice import ChatFormats
+from jaxserve.chat_formats import parse_whole
+from jaxserve.chat_formats.format import ToolFormat
+from jaxserve.chat_formats.registry import TOOL_FORMATS
+from jaxserve.conversation import ChatPlan, parse_tool_use, plan_chat
+from jaxserve.structured import GrammarCompiler, fill_masks
+from jaxserve.tokenizer import Tokenizer
+from tests.fake_engine import CHAT_TEMPLATE, EOS_ID, byte_level_backend
+
+SHORT = {"type": "string", "maxLength": 4, "pattern": "^[a-z]*$"}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "days": {"type": "integer", "minimum": 0, "maximum": 9},
+                    "unit": {"type": "string", "enum": ["C", "F"]},
+                    "metric": {"type": "boolean"},
+                    "tags": {"type": "array", "items": SHORT, "maxItems": 2},
+                },
+                "required": ["unit", "days"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "get_time"}},
+]
+SCHEMAS = {tool["function"]["name"]: tool["function"].get("parameters") for tool in TOOLS}
+
+
+def tokenizer_with(marks: tuple[str, ...]) -> Tokenizer:
+    backend = byte_level_backend()
+    backend.add_tokens([AddedToken(mark, special=True) for mark in marks])
+    return Tokenizer(
+        backend,
+        special_tokens={"bos_token": "<|begin|>", "eos_token": "<|end|>"},
+        chat_templates={"default": CHAT_TEMPLATE},
+    )
+
+
+def plan_for(tokenizer: Tokenizer, tool_format: ToolFormat, **asked: Any) -> ChatPlan:
+    formats = ChatFormats.of(tokenizer, tool_format.names[0], "none")
+    messages = [{"role": "user", "content": "Hello"}]
+    return plan_chat(formats, messages, use=parse_tool_use(TOOLS, **asked))
+
+
+def random_answer(plan: ChatPlan, tokenizer: Tokenizer, seed: int) -> str | None:
+    """A random walk through what is allowed; None if it did not end."""
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
+    grammar = plan.check(grammars)
+    constraint = grammars.constraint(grammars.start(grammar))
+    rng, ids = random.Random(seed), []
+    masks = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
+    closing = {i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) in (b"}", b'"')}
+    while len(ids) < 400:
+        fill_masks(grammars.executor, [constraint], masks)
+        bits = np.unpackbits(masks.view(np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits).tolist()
+        assert allowed
+        if constraint.matcher.is_accepting():
+            return tokenizer.decode(ids, skip_special_tokens=False)
+        ends = [token_id for token_id in allowed if token_id in closing]
+        ids.append(rng.choice(ends if ends and rng.random() < 0.7 else allowed))
+        constraint.advance(ids[-1])
+        assert not constraint.has_failed
+        if constraint.is_over:
+            return tokenizer.decode(ids, skip_special_tokens=False)
+    return None
+
+
+@pytest.mark.parametrize("tool_format", TOOL_FORMATS, ids=lambda form: form.names[0])
+@pytest.mark.parametrize("has_special", [False, True], ids=["as text", "as tokens"])
+def test_demanded_calls_come_out_whole_and_fit_their_schemas(
+    tool_format: ToolFormat, has_special: bool
+):
+    tokenizer = tokenizer_with(tool_format.marks if has_special else ())
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        plan = plan_for(tokenizer, tool_format, tool_choice=choice, parallel_tool_calls=False)
+        answers = [random_answer(plan, tokenizer, seed) for seed in range(4)]
+        assert any(answers)
+        for answer in filter(None, answers):
+            reply = parse_whole(plan.parser(), answer)
+            assert not reply.text and len(reply.calls) == 1, answer
+            (call,) = reply.calls
+            if choice != "required":
+                assert call.name == "get_weather"
+            jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name] or {})
+
+
+def test_reasoning_may_come_before_a_demanded_call_and_must_be_closed():
+    tokenizer = tokenizer_with(("<think>", "</think>"))
+    formats = ChatFormats.of(tokenizer, "hermes", "qwen3")
+    messages = [{"role": "user", "content": "Hello"}]
+    plan = plan_chat(formats, messages, use=parse_tool_use(TOOLS, "required"))
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
+    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
+
+    def fits(text: str) -> bool:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return start.validate_tokens(ids) == len(ids)
+
+    call = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+    assert fits(call) and fits(f"<think>Hm.</think>\n\n{call}")
+    assert not fits(f"Hm.{call}") and not fits("<think>Hm.<|end|>")
+
+
+def test_strict_tools_let_the_model_choose_but_not_write_wrong_arguments():
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    tokenizer = tokenizer_with(("<tool_call>", "</tool_call>"))
+    formats = ChatFormats.of(tokenizer, "hermes", "none")
+    plan = plan_chat(formats, [{"role": "user", "content": "x"}], use=parse_tool_use(strict))
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
+    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
+
+    def fits(text: str) -> bool:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return start.validate_tokens(ids) == len(ids)
+
+    head = '<tool_call>\n{"name": "get_weather", "arguments": {"days": '
+    assert fits("Just text.") and fits(f"First.{head}3")
+    assert not fits(f"{head}true") and not fits('<tool_call>\n{"name": "unknown"')

@@ -1,0 +1,89 @@
+"""Every format on replies as models write them, whole and cut in every place."""
+
+import json
+
+import pytest
+
+from jaxserve.chat_formats import ReplyParser, assemble, parse_whole
+from jaxserve.chat_formats.events import CallArguments, CallStart, Event, Text
+from jaxserve.chat_formats.registry import find_tool_format
+from tests.chat_formats.samples import SAMPLES, TOOLS, Sample
+
+
+def make_parser(sample: Sample) -> ReplyParser:
+    return ReplyParser(find_tool_format(sample.name, ""), None, tools=TOOLS)
+
+
+def read(parser: ReplyParser, pieces: list[str]) -> list[Event]:
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    return events + parser.finish()
+
+
+def joined(events: list[Event]) -> list[object]:
+    """Neighbouring texts and arguments as one."""
+    found: list[object] = []
+    for event in events:
+        last = found[-1] if found else None
+        if isinstance(event, Text) and isinstance(last, Text):
+            found[-1] = Text(last.text + event.text)
+        elif isinstance(event, CallArguments) and isinstance(last, CallArguments):
+            found[-1] = CallArguments(event.index, last.text + event.text)
+        else:
+            found.append(event)
+    return found
+
+
+def name_of(sample: Sample) -> str:
+    return f"{sample.name} {sample.written[:30]!r}"
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=name_of)
+def test_a_reply_is_read_as_the_model_meant_it(sample: Sample):
+    reply = parse_whole(make_parser(sample), sample.written)
+    assert reply.text == sample.text
+    assert [(call.name, json.loads(call.arguments)) for call in reply.calls] == sample.calls
+    if sample.ids is not None:
+        assert [call.call_id for call in reply.calls] == sample.ids
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=name_of)
+def test_where_the_text_is_cut_makes_no_difference(sample: Sample):
+    whole = joined(read(make_parser(sample), [sample.written]))
+    for cut in range(1, len(sample.written)):
+        pieces = [sample.written[:cut], sample.written[cut:]]
+        assert joined(read(make_parser(sample), pieces)) == whole, f"cut at {cut}"
+    assert joined(read(make_parser(sample), list(sample.written))) == whole
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=name_of)
+def test_a_reply_that_breaks_off_never_raises_and_shows_no_markup_of_complete_calls(
+    sample: Sample,
+):
+    for end in range(len(sample.written)):
+        written = sample.written[:end]
+        by_character = read(make_parser(sample), list(written))
+        assert joined(by_character) == joined(read(make_parser(sample), [written]))
+        names = [event.name for event in by_character if isinstance(event, CallStart)]
+        assert names == [name for name, _ in sample.calls][: len(names)]
+        for call in assemble(by_character).calls:
+            assert isinstance(json.loads(call.arguments), dict)
+
+
+def test_arguments_of_json_formats_are_given_out_while_they_come():
+    parser = make_parser(Sample("hermes", ""))
+    parser.feed('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par')
+    (event,) = parser.feed("is and")
+    assert event == CallArguments(0, "is and")
+
+
+def test_a_text_argument_of_tagged_formats_is_given_out_while_it_comes():
+    parser = make_parser(Sample("qwen3_xml", ""))
+    parser.feed("<tool_call>\n<function=get_weather>\n<parameter=city>\nPar")
+    (event,) = parser.feed('is "x')
+    assert event == CallArguments(0, 'is \\"x')
+
+
+def test_a_call_whose_arguments_are_no_json_is_text_in_a_whole_reply():
+    written = '<tool_call>\n{"name": "get_weather", "arguments": {"city": Paris}}\n</tool_call>'
+    reply = parse_whole(make_parser(Sample("hermes", "")), written)
+    assert not reply.calls and '{"city": Paris}' in reply.text

@@ -1,0 +1,113 @@
+"""Reasoning is told apart from the answer, whatever the model's marks and wherever text is cut."""
+
+import pytest
+
+from jaxserve.chat_formats import Reasoning, ReplyParser, Text, parse_whole
+from jaxserve.chat_formats.registry import find_think_format, find_tool_format
+from tests.chat_formats.samples import TOOLS
+
+CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "CET"}}\n</tool_call>'
+
+CASES = [
+    # name, begins inside, written, reasoning, text
+    ("qwen3", False, "<think>\nHm.\n</think>\n\nYes.", "Hm.", "Yes."),
+    ("qwen3", True, "Hm.\n\nWell.\n</think>\n\nYes.", "Hm.\n\nWell.", "Yes."),
+    ("qwen3", True, "<think>\nHm.</think>Yes.", "Hm.", "Yes."),
+    ("qwen3", False, "Yes, a < b.", "", "Yes, a < b."),
+    ("qwen3", False, "<think>\n\n</think>\n\nYes.", "", "Yes."),
+    ("qwen3", False, "<think>cut off", "cut off", ""),
+    ("deepseek_r1", None, "Hm.</think>\nYes.", "Hm.", "Yes."),
+    ("mistral", False, "[THINK]Hm.[/THINK]Yes.", "Hm.", "Yes."),
+    ("gemma4", False, "<|channel>thought\nHm.\n<channel|>Yes.", "Hm.", "Yes."),
+    ("seed_oss", False, "<seed:think>Hm.</seed:think>Yes.", "Hm.", "Yes."),
+    ("kimi_k2", True, "Hm.</think>Yes.", "Hm.", "Yes."),
+]
+
+
+def make(name: str, begins_inside: bool | None) -> ReplyParser:
+    think = find_think_format(name, "")
+    assert think is not None
+    inside = think.begins_inside("") if begins_inside is None else begins_inside
+    return ReplyParser(None, think, begins_inside=inside)
+
+
+@pytest.mark.parametrize(("name", "inside", "written", "reasoning", "text"), CASES)
+def test_reasoning_and_answer_are_told_apart_for_every_cut(
+    name: str, inside: bool | None, written: str, reasoning: str, text: str
+):
+    for cut in range(len(written)):
+        parser = make(name, inside)
+        events = parser.feed(written[:cut]) + parser.feed(written[cut:]) + parser.finish()
+        assert "".join(e.text for e in events if isinstance(e, Reasoning)) == reasoning
+        assert "".join(e.text for e in events if isinstance(e, Text)) == text
+    parser = make(name, inside)
+    events = [event for char in written for event in parser.feed(char)] + parser.finish()
+    assert "".join(e.text for e in events if isinstance(e, Reasoning)) == reasoning
+
+
+def test_calls_after_reasoning_are_calls_and_calls_within_it_are_reasoning():
+    hermes, think = find_tool_format("hermes", ""), find_think_format("qwen3", "")
+    parser = ReplyParser(hermes, think, begins_inside=True, tools=TOOLS)
+    reply = parse_whole(parser, f"I could {CALL} so.</think>\n\nLooking.\n{CALL}")
+    assert CALL in reply.reasoning and reply.text == "Looking."
+    assert [call.name for call in reply.calls] == ["get_time"]
+
+
+def test_calls_of_kimi_end_reasoning_that_was_not_closed():
+    kimi, think = find_tool_format("kimi_k2", ""), find_think_format("kimi_k2", "")
+    written = (
+        "Hm.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_time:0"
+        "<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>"
+    )
+    reply = parse_whole(ReplyParser(kimi, think, begins_inside=True, tools=TOOLS), written)
+    assert reply.reasoning == "Hm." and [call.name for call in reply.calls] == ["get_time"]
+
+
+def test_channels_of_gpt_oss_are_reasoning_preamble_call_and_answer():
+    written = (
+        "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant<|channel|>commentary"
+        "<|message|>I look it up.<|end|><|start|>assistant<|channel|>commentary to=functions."
+        'get_time <|constrain|>json<|message|>{"zone": "CET"}'
+    )
+    harmony = find_tool_format("openai", "")
+    for cut in range(len(written)):
+        parser = ReplyParser(harmony, None, tools=TOOLS)
+        parser.feed(written[:cut])
+        parser.feed(written[cut:])
+        parser.finish()
+        reply = parser.reply()
+        assert (reply.reasoning, reply.text) == ("Think.", "I look it up.")
+        assert [(call.name, call.arguments) for call in reply.calls] == [
+            ("get_time", '{"zone": "CET"}')
+        ]
+
+
+def test_special_tokens_that_are_no_marks_do_not_show():
+    think = find_think_format("mistral", "")
+    parser = ReplyParser(None, think, special=("[THINK]", "[/THINK]", "<|eot|>", "<s>"))
+    reply = parse_whole(parser, "[THINK]a<s>b[/THINK]c<|eot|>d")
+    assert (reply.reasoning, reply.text) == ("ab", "cd")
+
+
+@pytest.mark.parametrize(
+    ("template", "tools", "think"),
+    [
+        ("{{ '<tool_call>' }}{{ '<think>' }}{{ '</think>' }}", "hermes", "think"),
+        ("<tool_call>\n<function=x><parameter=y> <think></think>", "qwen3_xml", "think"),
+        ("[TOOL_CALLS] [ARGS] [THINK] [/THINK]", "mistral", "mistral"),
+        ("[TOOL_CALLS]", "mistral_list", None),
+        ("<arg_key>k</arg_key>\n<arg_value>v</arg_value>", "glm45", None),
+        ("<arg_key>{{ k }}</arg_key><arg_value>", "glm47", None),
+        ("<｜tool▁calls▁begin｜>```json", "deepseek_v3", None),
+        ("<｜tool▁calls▁begin｜> <think></think>", "deepseek_v31", "think"),
+        ("<|tool_calls_section_begin|> <think></think>", "kimi_k2", "kimi_k2"),
+        ("<|channel|>analysis<|message|>", "openai", None),
+        ("<|tool_call>call: <|channel>thought\n<channel|>", "gemma4", "gemma4"),
+        ('<|start_header_id|> {"name": f, "parameters": d}', "llama3_json", None),
+        ("nothing about tools", "hermes", None),
+    ],
+)
+def test_formats_are_found_by_the_chat_template(template: str, tools: str, think: str | None):
+    assert find_tool_format("auto", template).names[0] == tools
+    found = find_think_format("auto", template)
+    assert (found.names[0] if found else None) == think
