@@ -1,10 +1,8 @@
 """Grouped products on TPU by the kernel that ships with JAX (Megablox).
 
-It wants rows in whole tiles, and says nothing of rows after the last run: they are added to the
-last one here, and cleared.
+It wants rows in whole tiles, and says nothing of rows after the last run: they are made zeros here,
+and go through the last matrix.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +43,7 @@ def grouped_matmul(
     rest = num_rows + pad - sizes_e.sum(dtype=jnp.int32)
     is_row_m1 = is_in_runs(sizes_e, num_rows)
     sizes_e = sizes_e.at[-1].add(rest)
-    y_mo: Any = gmm(
+    y_mo: jax.Array = gmm(
         jnp.pad(jnp.where(is_row_m1, x_mi, jnp.zeros((), x_mi.dtype)), ((0, pad), (0, 0))),
         w_eoi,
         sizes_e,
@@ -54,4 +52,4 @@ def grouped_matmul(
         transpose_rhs=True,
         interpret=interpret,
     )
-    return jnp.where(is_row_m1, y_mo[:num_rows], jnp.zeros((), out_dtype))
+    return y_mo[:num_rows] if pad else y_mo

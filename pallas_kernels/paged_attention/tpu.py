@@ -68,9 +68,7 @@ def ragged_paged_attention(
         NotImplementedError: this backend cannot; the reason is in the message.
     """
     check_arguments(q_tqh, pages, rows, spec, sinks_q)
-    if spec.latent_dim is not None:
-        raise NotImplementedError("latent pages: there is no kernel for them here yet")
-    _refuse(q_tqh, pages)
+    _refuse(q_tqh, pages, spec)
     attend = functools.partial(
         _attend,
         q_tqh,
@@ -78,19 +76,28 @@ def ragged_paged_attention(
         rows,
         sinks_q,
         jnp.full(1, spec.layer, jnp.int32),
-        facts=_Facts(spec.scale, spec.num_layers, spec.window, spec.soft_cap, spec.needs_lse),
+        facts=_Facts(
+            spec.scale,
+            spec.num_layers,
+            spec.window,
+            spec.soft_cap,
+            spec.needs_lse,
+            spec.latent_dim,
+        ),
         tuning=tuning,
         interpret=interpret,
     )
     return attend()
 
 
-def _refuse(q_tqh: jax.Array, pages: KVPages) -> None:
+def _refuse(q_tqh: jax.Array, pages: KVPages, spec: AttentionSpec) -> None:
     page_size = pages.rows_rkph.shape[2]
     if jnp.float16 in (q_tqh.dtype, pages.rows_rkph.dtype):
         raise NotImplementedError("float16: TPUs have no arithmetic for it, bfloat16 they have")
     if page_size % 16:
         raise NotImplementedError(f"pages of {page_size} tokens: not a multiple of 16")
+    if spec.latent_dim is not None and spec.latent_dim % LANES:
+        raise NotImplementedError(f"a latent of {spec.latent_dim} is no multiple of {LANES}")
 
 
 class _Facts(NamedTuple):
@@ -101,6 +108,7 @@ class _Facts(NamedTuple):
     window: int | None
     soft_cap: float | None
     needs_lse: bool
+    latent_dim: int | None
 
 
 @functools.partial(jax.jit, static_argnames=("facts", "tuning", "interpret"))
@@ -127,7 +135,7 @@ def _attend(
     if rows.has_prefills:
         out_tkgh, lse_tkg = _prefill(shape, arrays, q_tkgh, tuning, out_tkgh, lse_tkg)
     lse_tq = None if lse_tkg is None else lse_tkg.reshape(num_tokens, num_q)
-    return Attended(out_tkgh.reshape(q_tqh.shape), lse_tq)
+    return Attended(out_tkgh.reshape(num_tokens, num_q, -1), lse_tq)
 
 
 class _Arrays(NamedTuple):
@@ -158,6 +166,7 @@ def _shape(
         num_layers=facts.num_layers,
         num_kv_heads=num_kv,
         head_dim=head_dim,
+        latent_dim=facts.latent_dim,
         page_size=page_size,
         num_tile_rows=num_tile_rows,
         tile_queries=tile_queries,

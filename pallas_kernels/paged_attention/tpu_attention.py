@@ -73,6 +73,7 @@ class Shape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    latent_dim: int | None
     page_size: int
     num_tile_rows: int
     tile_queries: int
@@ -90,6 +91,15 @@ class Shape:
     @property
     def chunk_tokens(self) -> int:
         return self.chunk_pages * self.page_size
+
+    @property
+    def parts(self) -> int:
+        """Vectors of a token and head: key and value, or a latent that is both."""
+        return 2 if self.latent_dim is None else 1
+
+    @property
+    def value_dim(self) -> int:
+        return self.latent_dim or self.head_dim
 
     @property
     def num_head_blocks(self) -> int:
@@ -129,14 +139,14 @@ class _Refs(NamedTuple):
     table: Any  # HBM [R, M / 128, 128]: pages
     pool: Any  # HBM [rows, K, P, H]
     scales: Any  # HBM [rows, K, P]
-    kv: Any  # VMEM [2, pages, 2, K', P, H]
-    kv_scales: Any  # VMEM [2, pages, 2, K', P]
+    kv: Any  # VMEM [2, pages, parts, K', P, H]
+    kv_scales: Any  # VMEM [2, pages, parts, K', P]
     pages: Any  # SMEM [2, M / 128, 128]: of the table, this tile's row and the next one's
     sems: Any  # DMA [2]
     page_sems: Any  # DMA [2]
     max: Any  # VMEM [K', rows, 128], all lanes equal
     sum: Any  # VMEM [K', rows, 128], all lanes equal
-    acc: Any  # VMEM [K', rows, H]
+    acc: Any  # VMEM [K', rows, value_dim]
 
 
 def _field(refs: _Refs, name: str, tile: Any) -> Any:
@@ -158,8 +168,9 @@ def _copies(shape: Shape, refs: _Refs, tile: Any, heads: Any, chunk: Any, slot: 
 
     def one_page(page, _):
         id_in_pool = pages[page // LANES, lax.rem(page, LANES)]
-        # Keys, and values in the row after them.
-        both = pl.ds((id_in_pool * shape.num_layers + refs.layer[0]) * 2, 2)
+        # Keys, and values in the row after them; or latents.
+        parts = shape.parts
+        both = pl.ds((id_in_pool * shape.num_layers + refs.layer[0]) * parts, parts)
         to, sem = page - first, refs.sems.at[slot]
         act(pltpu.make_async_copy(refs.pool.at[both, block], refs.kv.at[slot, to], sem))
         if shape.is_quantised:
@@ -236,9 +247,9 @@ def _attend_chunk(shape: Shape, refs: _Refs, tile: Any, chunk: Any, slot: Any, l
     def _():
         pages = (shape.chunk_pages, shape.head_block, shape.page_size, shape.head_dim)
         k_position = first + _token_of(pages, page_axis=0, token_axis=2)
-        values = refs.kv[slot, :, 1]
+        values = refs.kv[slot, :, shape.parts - 1]
         is_held = (k_position >= begin) & (k_position < end)
-        refs.kv[slot, :, 1] = jnp.where(is_held, values, jnp.zeros_like(values))
+        refs.kv[slot, :, shape.parts - 1] = jnp.where(is_held, values, jnp.zeros_like(values))
 
     score_shape = (shape.num_tile_rows, shape.chunk_tokens)
     row = lax.broadcasted_iota(jnp.int32, score_shape, 0)
@@ -260,7 +271,11 @@ def _attend_head(
 ) -> None:
     """One step of the online softmax (Milakov and Gimelshein 2018; Dao et al. 2022)."""
     precision = lax.Precision.HIGHEST if shape.compute == jnp.float32 else lax.Precision.DEFAULT
-    k, v = (_load(shape, refs.kv[slot, :, i, head]) for i in (0, 1))
+    k = _load(shape, refs.kv[slot, :, 0, head])
+    if shape.latent_dim is not None:
+        v = k[:, : shape.latent_dim]
+    else:
+        v = _load(shape, refs.kv[slot, :, 1, head])
     scores = lax.dot_general(
         q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32, precision=precision
     )
@@ -278,7 +293,7 @@ def _attend_head(
     refs.sum[head] = refs.sum[head] * fade + weights.sum(axis=1, keepdims=True)
     refs.max[head] = new_max
     if shape.is_quantised:
-        scale = _scales_of(shape, refs.kv_scales[slot, :, 1, head])
+        scale = _scales_of(shape, refs.kv_scales[slot, :, shape.parts - 1, head])
         weights *= jnp.where(is_held, scale, 0.0)
     refs.acc[head] = refs.acc[head] * fade[:, :1] + lax.dot_general(
         weights.astype(shape.compute),
@@ -444,7 +459,7 @@ def launch_decode(shape: Shape, inputs: Inputs) -> tuple[jax.Array, jax.Array | 
     """One program a row. Rows that are no tile hold anything afterwards.
 
     Returns:
-        Outputs like the queries, and log-sum-exps [R, K, rows, 128] with equal lanes.
+        Outputs of the width of values, and log-sum-exps [R, K, rows, 128] with equal lanes.
     """
     block = (1, shape.head_block, shape.num_tile_rows)
 
@@ -457,7 +472,7 @@ def launch_decode(shape: Shape, inputs: Inputs) -> tuple[jax.Array, jax.Array | 
         functools.partial(_decode_kernel, shape=shape),
         "paged_attention_decode",
         q_spec=spec(shape.head_dim),
-        out_specs=[spec(shape.head_dim), spec(LANES)],
+        out_specs=[spec(shape.value_dim), spec(LANES)],
         scratch=[],
     )
 
@@ -466,7 +481,7 @@ def launch_prefill(shape: Shape, inputs: Inputs) -> tuple[jax.Array, jax.Array |
     """One program a tile of queries. Slots of no tile hold anything afterwards.
 
     Returns:
-        Outputs like the queries, and log-sum-exps [K, G, slots, 128] with equal lanes.
+        Outputs of the width of values, and log-sum-exps [K, G, slots, 128] with equal lanes.
     """
     num_groups = shape.num_tile_rows // shape.tile_queries
     tile = (shape.head_block, num_groups, shape.tile_queries)
@@ -480,7 +495,7 @@ def launch_prefill(shape: Shape, inputs: Inputs) -> tuple[jax.Array, jax.Array |
         out_specs=[anywhere, anywhere],
         scratch=[
             pltpu.VMEM((2, *tile, shape.head_dim), inputs.q.dtype),
-            pltpu.VMEM((*tile, shape.head_dim), inputs.q.dtype),
+            pltpu.VMEM((*tile, shape.value_dim), inputs.q.dtype),
             pltpu.VMEM((*tile, LANES) if shape.needs_lse else (8, LANES), jnp.float32),
             pltpu.SemaphoreType.DMA((2,)),
             pltpu.SemaphoreType.DMA(()),
@@ -502,7 +517,7 @@ def _launch(
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     arrays = [inputs.table_rml, inputs.q, inputs.pool_rkph]
     in_specs = [anywhere, q_spec, anywhere]
-    page = (2, shape.chunk_pages, 2, heads, shape.page_size)
+    page = (2, shape.chunk_pages, shape.parts, heads, shape.page_size)
     buffers: list[Any] = [pltpu.VMEM((*page, shape.head_dim), inputs.pool_rkph.dtype)]
     if inputs.scales_rkp is not None:
         arrays.append(inputs.scales_rkp)
@@ -511,7 +526,7 @@ def _launch(
     if inputs.sinks_kxl is not None:
         arrays.append(inputs.sinks_kxl)
         in_specs.append(pl.BlockSpec((heads, rows, LANES), lambda tile, heads, *_: (heads, 0, 0)))
-    out_shape = [jax.ShapeDtypeStruct(inputs.q.shape, inputs.q.dtype)]
+    out_shape = [jax.ShapeDtypeStruct((*inputs.q.shape[:-1], shape.value_dim), inputs.q.dtype)]
     if shape.needs_lse:
         out_shape.append(jax.ShapeDtypeStruct((*inputs.q.shape[:-1], LANES), jnp.float32))
     out, *lse = pl.pallas_call(
@@ -530,7 +545,7 @@ def _launch(
                 pltpu.SemaphoreType.DMA((2,)),
                 pltpu.VMEM((heads, rows, LANES), jnp.float32),
                 pltpu.VMEM((heads, rows, LANES), jnp.float32),
-                pltpu.VMEM((heads, rows, shape.head_dim), jnp.float32),
+                pltpu.VMEM((heads, rows, shape.value_dim), jnp.float32),
                 *scratch,
             ],
         ),

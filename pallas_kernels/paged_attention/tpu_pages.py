@@ -42,8 +42,6 @@ def write_kv(
     interpret: Any = False,
 ) -> KVPages:
     """See `page_moves.write_kv`."""
-    if v_tkh is None:
-        raise NotImplementedError("latent pages: there is no kernel for them here yet")
     row_t = jnp.where(page_t < 0, -1, spec.first_row(page_t))
     return _write(pages, k_tkh, v_tkh, row_t, offset_t, interpret=interpret)
 
@@ -52,7 +50,7 @@ def write_kv(
 def _write(
     pages: KVPages,
     k_tkh: jax.Array,
-    v_tkh: jax.Array,
+    v_tkh: jax.Array | None,
     row_t: jax.Array,
     offset_t: jax.Array,
     *,
@@ -61,7 +59,8 @@ def _write(
     pool, scales = pages.rows_rkph, pages.scales_rkp
     order = jnp.lexsort((offset_t, row_t))  # those to drop come first
     row_t, offset_t = row_t[order], offset_t[order]
-    kv_t2kh = jnp.stack([k_tkh, v_tkh], axis=1)[order]
+    new = [k_tkh] if v_tkh is None else [k_tkh, v_tkh]
+    kv_t2kh = jnp.stack(new, axis=1)[order]
     if scales is None:
         stored = to_storage(kv_t2kh, pool.dtype)
     else:
@@ -107,7 +106,7 @@ def _find_runs(row_t: jax.Array, offset_t: jax.Array, *, page_tokens: int) -> _R
 def _write_tokens(
     pool_rkph: jax.Array, new_t2kh: jax.Array, runs: _Runs, tile_tokens: int, interpret: Any
 ) -> jax.Array:
-    num_tokens, _, num_kv, head_dim = new_t2kh.shape
+    num_tokens, parts, num_kv, head_dim = new_t2kh.shape
     # A slab of tokens is read for each run, however short. The axis of 1 is what a token is
     # repeated along over the tokens of a tile.
     new = jnp.pad(new_t2kh, ((0, tile_tokens), *((0, 0),) * 3))[:, :, :, None]
@@ -116,7 +115,7 @@ def _write_tokens(
         def tile_of(run: Any) -> Any:
             token = first[run]
             start = pl.multiple_of(offset[token] // tile_tokens * tile_tokens, tile_tokens)
-            return pool_ref.at[pl.ds(row[token], 2), :, pl.ds(start, tile_tokens)]
+            return pool_ref.at[pl.ds(row[token], parts), :, pl.ds(start, tile_tokens)]
 
         def load(run: Any, slot: Any) -> list[Any]:
             slab = new_ref.at[pl.ds(first[run], tile_tokens)]
@@ -129,7 +128,7 @@ def _write_tokens(
             return [pltpu.make_async_copy(tiles.at[slot], tile_of(run), stores.at[slot])]
 
         def change(run: Any, slot: Any) -> None:
-            shape = (2, num_kv, tile_tokens, head_dim)
+            shape = (parts, num_kv, tile_tokens, head_dim)
             place = lax.broadcasted_iota(jnp.int32, shape, 2)
 
             def one_token(token: Any, tile: Any) -> Any:
@@ -150,8 +149,8 @@ def _write_tokens(
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 2,
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
-                pltpu.VMEM((DEPTH, tile_tokens, 2, num_kv, 1, head_dim), pool_rkph.dtype),
-                pltpu.VMEM((DEPTH, 2, num_kv, tile_tokens, head_dim), pool_rkph.dtype),
+                pltpu.VMEM((DEPTH, tile_tokens, parts, num_kv, 1, head_dim), pool_rkph.dtype),
+                pltpu.VMEM((DEPTH, parts, num_kv, tile_tokens, head_dim), pool_rkph.dtype),
                 pltpu.SemaphoreType.DMA((DEPTH,)),
                 pltpu.SemaphoreType.DMA((DEPTH,)),
             ],
@@ -165,12 +164,12 @@ def _write_scales(
     scales_rkp: jax.Array, new_2kt: jax.Array, runs: _Runs, interpret: Any
 ) -> jax.Array:
     _, num_kv, page_size = scales_rkp.shape
-    num_tokens = new_2kt.shape[2]
+    parts, _, num_tokens = new_2kt.shape
     new_2kt = jnp.pad(new_2kt, ((0, 0), (0, 0), (0, -num_tokens % LANES)))
 
     def kernel(first, row, offset, count, new_ref, _, scales_ref, pages, loads, stores):
         def page_of(run: Any) -> Any:
-            return scales_ref.at[pl.ds(row[first[run]], 2)]
+            return scales_ref.at[pl.ds(row[first[run]], parts)]
 
         def load(run: Any, slot: Any) -> list[Any]:
             return [pltpu.make_async_copy(page_of(run), pages.at[slot], loads.at[slot])]
@@ -179,8 +178,8 @@ def _write_scales(
             return [pltpu.make_async_copy(pages.at[slot], page_of(run), stores.at[slot])]
 
         def change(run: Any, slot: Any) -> None:
-            place = lax.broadcasted_iota(jnp.int32, (2, num_kv, page_size), 2)
-            lane = lax.broadcasted_iota(jnp.int32, (2, num_kv, LANES), 2)
+            place = lax.broadcasted_iota(jnp.int32, (parts, num_kv, page_size), 2)
+            lane = lax.broadcasted_iota(jnp.int32, (parts, num_kv, LANES), 2)
 
             def one_token(token: Any, page: Any) -> Any:
                 block = pl.multiple_of(token // LANES * LANES, LANES)
@@ -206,7 +205,7 @@ def _write_scales(
             ],
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
-                pltpu.VMEM((DEPTH, 2, num_kv, page_size), jnp.float32),
+                pltpu.VMEM((DEPTH, parts, num_kv, page_size), jnp.float32),
                 pltpu.SemaphoreType.DMA((DEPTH,)),
                 pltpu.SemaphoreType.DMA((DEPTH,)),
             ],

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bench.attention_workloads import LATENT, Workload
 from tests.aot.jobs import POOL_BYTES, Job
 
-LATENT_BACKENDS = {"h200": ("triton", "reference"), "v5e": (), "v6e": ()}
+LATENT_BACKENDS = {"h200": ("triton", "reference"), "v5e": ("tpu",), "v6e": ("tpu",)}
 GROUPED_BACKENDS = {"h200": ("triton",), "v5e": ("tpu",), "v6e": ("tpu",)}
 
 

@@ -23,6 +23,7 @@ import jax
 from tests.aot.compilers import TARGETS, Compiler, Program
 from tests.aot.engine_step import step_jobs
 from tests.aot.expert_jobs import expert_jobs, latent_jobs
+from tests.aot.fusion_jobs import fusion_jobs
 from tests.aot.gpu_kernels import GpuKernel
 from tests.aot.hlo import find_copies
 from tests.aot.jobs import BACKENDS, Job, jobs_for
@@ -69,6 +70,7 @@ def main() -> int:
             *jobs_for(target, backends),
             *latent_jobs(target, backends),
             *expert_jobs(target, backends),
+            *fusion_jobs(target),
             *step_jobs(target),
         ]
         jobs = [x for x in all_jobs if options.only.search(_title(target, x))]
