@@ -96,6 +96,7 @@ def qwen3_moe(f: Fields, context_len: int | None) -> DecoderConfig:
     """Queries and keys normalised per head."""
     shape = sizes(f, kv_heads=4)
     expect_no_routing_noise(f)
+    f.expect(use_qk_norm=True, qkv_bias=False, shared_expert_intermediate_size=0)
     bias = f.flag("attention_bias")
     spec = ExpertsSpec(
         num_experts=num_experts(f, "num_experts"),
@@ -150,11 +151,12 @@ def olmoe(f: Fields, context_len: int | None) -> DecoderConfig:
 def sigmoid_experts(f: Fields, **departures) -> ExpertsSpec:
     """The router of DeepSeek-V3, which many have taken over; `departures` from it by field."""
     expect_no_routing_noise(f)
-    f.expect(scoring_func=departures.get("scoring", "sigmoid"), moe_layer_freq=1)
-    f.get("ep_size")
-    f.get("topk_method")
-    f.get("seq_aux")
-    f.get("aux_loss_alpha")
+    scoring = departures.get("scoring", "sigmoid")
+    # The second is what dots.llm1 calls a sigmoid with a bias on the choice.
+    f.expect(scoring_func=(scoring, "noaux_tc") if scoring == "sigmoid" else scoring)
+    f.expect(moe_layer_freq=1)
+    for name in ("topk_method", "ep_size", "seq_aux", "aux_loss_alpha"):
+        f.get(name)
     num_shared = f.optional_integer("n_shared_experts")
     size = f.integer("moe_intermediate_size")
     spec = {
@@ -240,7 +242,11 @@ def minimax_m2(f: Fields, context_len: int | None) -> DecoderConfig:
     f.expect(
         use_qk_norm=True, qk_norm_type="per_layer", scoring_func="sigmoid", use_routing_bias=True
     )
-    f.expect(shared_intermediate_size=0, attn_type_list=None)
+    f.expect(shared_intermediate_size=0)
+    if any(kind != 1 for kind in f.per_layer("attn_type_list", shape.layers) or []):
+        f.refuse("attn_type_list", "holds other kinds than 1, full attention")
+    for name in ("use_mtp", "num_mtp_modules", "mtp_transformer_layers"):
+        f.get(name)  # layers that only draft tokens
     spec = ExpertsSpec(
         num_experts=num_experts(f, "num_local_experts"),
         top_k=f.integer("num_experts_per_tok", 8),
@@ -251,7 +257,7 @@ def minimax_m2(f: Fields, context_len: int | None) -> DecoderConfig:
     return build(
         f,
         shape,
-        ropes=read_rope(f, shape.head_dim, partial=partial, context_len=context_len),
+        ropes=read_rope(f, shape.head_dim, theta=5e6, partial=partial, context_len=context_len),
         norm=norm,
         qk_norm=norm,
         qk_norm_width="full",

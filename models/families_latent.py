@@ -15,7 +15,9 @@ def _latent(f: Fields) -> LatentSpec:
         rank=f.integer("kv_lora_rank"),
         nope_dim=f.integer("qk_nope_head_dim"),
         rope_dim=f.integer("qk_rope_head_dim"),
-        value_dim=f.integer("v_head_dim"),
+        value_dim=f.integer(
+            "v_head_dim", f.integer("hidden_size") // f.integer("num_attention_heads")
+        ),
         has_bias=f.flag("attention_bias"),
     )
 
@@ -34,7 +36,6 @@ def _build(
     context_len: int | None,
     *,
     interleaved: bool | None = None,
-    theta: float = 10000.0,
     table: dict | None = None,
     **departures,
 ) -> DecoderConfig:
@@ -53,7 +54,6 @@ def _build(
         f,
         latent.rope_dim,
         table=table,
-        theta=theta,
         interleaved=interleaved,
         context_len=context_len,
     )
@@ -137,7 +137,7 @@ def mistral4(f: Fields, context_len: int | None) -> DecoderConfig:
 
 def youtu(f: Fields, context_len: int | None) -> DecoderConfig:
     """Latent attention with ordinary MLPs."""
-    return _build(f, context_len, tie=True, theta=1.6e6)
+    return _build(f, context_len, tie=True)
 
 
 def minicpm3(f: Fields, context_len: int | None) -> DecoderConfig:

@@ -22,8 +22,8 @@ _MATHEMATICAL_WORDS = frozenset(
     hidden interleave interleaved interval latent layer layernorm layers linear logit logits lora
     mamba mlp moe mtp multiplier mup nope norm norms parallel pattern position positional
     positions quant quantization quantized rank residual rope rotary routed router routing scale
-    scaling shared sink sinks size softcap softcapping sparse sparsity ssm temperature theta type
-    window yarn""".split()
+    scaling shared sink sinks size softcap softcapping sparse sparsity ssm temperature theta topk
+    type window yarn""".split()
 )
 
 _HARMLESS = frozenset(

@@ -42,14 +42,15 @@ def test_logits_equal_those_of_transformers(folder):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["llama31-v0", "gemma3-v3"])
+@pytest.mark.parametrize("name", ["llama31-v0", "gemma3-v3", "deepseek_v3-v0"])
 def test_half_precision_stays_close(name, dtype):
     model = load_checkpoint(TINY / name, dtype, progress=False)
     expected = np.load(TINY / name / "expected.npz")
     logits_tv = full_logits(model, expected["input_ids"])
     assert logits_tv.dtype == np.float32
     assert np.abs(logits_tv - expected["logits"]).max() <= TOLERANCE[dtype]
-    assert {x.dtype.name for x in jax.tree.leaves(model.params)} == {dtype}
+    dtypes = {x.dtype.name for x in jax.tree.leaves(model.params)}
+    assert dtypes - {"float32"} == {dtype}  # the bias on the choice of experts keeps its own
 
 
 def test_layers_of_equal_spec_are_traced_once(monkeypatch):
