@@ -18,6 +18,7 @@ Refuses (NotImplementedError):
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +71,28 @@ def ragged_paged_attention(
     if spec.latent_dim is not None:
         raise NotImplementedError("latent pages: there is no kernel for them here yet")
     _check(q_tqh, pages)
+    spec, layer = spec.split_layer()
+    tuning = tuning or _default_tuning(interpret)
+    return _attend(
+        q_tqh, pages, rows, layer, sinks_q, spec=spec, interpret=interpret, tuning=tuning
+    )
+
+
+@partial(jax.jit, static_argnames=("spec", "interpret", "tuning"))
+def _attend(
+    q_tqh: jax.Array,
+    pages: KVPages,
+    rows: RaggedRows,
+    layer: jax.Array,
+    sinks_q: jax.Array | None,
+    *,
+    spec: AttentionSpec,
+    interpret: bool,
+    tuning: Tuning,
+) -> Attended:
+    """Both launches. The call is the same for all layers of a step, and so traced once."""
     num_tokens, _, head_dim = q_tqh.shape
     num_rows, page_size = rows.page_table.shape[0], pages.rows_rkph.shape[2]
-    tuning = tuning or _default_tuning(interpret)
     is_quantised = pages.scales_rkp is not None
     machine = Machine(interpret)
 
@@ -84,7 +104,7 @@ def ragged_paged_attention(
 
     tile = tile_of(tuning.decode)
     decode = _decode_launch(q_tqh, pages, rows, tuning, tile, page_tiles(tile))
-    found = mosaic_gpu_decode.attend(q_tqh[:num_rows], pages, rows, spec, decode, machine)
+    found = mosaic_gpu_decode.attend(q_tqh[:num_rows], pages, rows, spec, decode, machine, layer)
     if sinks_q is not None:
         found = _with_sinks(found, sinks_q)
     found = _padded(found, q_tqh.dtype, num_tokens - num_rows)
@@ -97,7 +117,7 @@ def ragged_paged_attention(
             tuning.prefill_takes_turns,
             tuning.prefill_programs,
         )
-        rest = mosaic_gpu_prefill.attend(q_tqh, pages, rows, spec, prefill, machine, sinks_q)
+        rest = mosaic_gpu_prefill.attend(q_tqh, pages, rows, spec, prefill, machine, layer, sinks_q)
         is_decode_t = jnp.arange(num_tokens, dtype=jnp.int32) < rows.num_decodes
         found = _chosen(is_decode_t, found, rest)
     return found if spec.needs_lse else found._replace(lse_tq=None)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from jaxserve.pallas_kernels.paged_attention import mosaic_gpu_tiles as tiles
 from jaxserve.pallas_kernels.paged_attention.merge import merge_stacked
@@ -36,6 +36,7 @@ from jaxserve.pallas_kernels.paged_attention.mosaic_gpu_tiles import (
     Machine,
     PageTiles,
     Softmax,
+    place_among,
 )
 from jaxserve.pallas_kernels.paged_attention.specs import (
     Attended,
@@ -106,7 +107,7 @@ def cut(rows: RaggedRows, spec: AttentionSpec, launch: Launch) -> Pieces:
     first_r = last_r - count_r
     num_pieces = min(launch.target_pieces + num_rows, launch.max_row_pieces * num_rows)
     piece_w = jnp.arange(num_pieces, dtype=jnp.int32)
-    row_w = jnp.searchsorted(last_r, piece_w, side="right").astype(jnp.int32)
+    row_w = place_among(last_r, piece_w)
     row_w = jnp.minimum(row_w, num_rows - 1)
     is_used_w = piece_w < last_r[-1]
     begin_w = begin_r[row_w] + (piece_w - first_r[row_w]) * size_r[row_w]
@@ -123,6 +124,7 @@ def attend(
     spec: AttentionSpec,
     launch: Launch,
     machine: Machine,
+    layer: Int32[Array, "1"],
 ) -> Attended:
     """Attention of the decode rows, without sinks, in float32; other rows give zeros and -inf."""
     num_rows, num_q, head_dim = q_rqh.shape
@@ -135,7 +137,7 @@ def attend(
     q_rcgh = q_rcgh.reshape(num_rows, num_kv * chunks, heads, head_dim)
     q_rcgh = jnp.pad(q_rcgh, ((0, 0), (0, 0), (0, padded - heads), (0, 0)))
     pieces = cut(rows, spec, launch)
-    part_wcgh, lse_wcm = _launch(q_rcgh, pages, rows, pieces.piece_w4, spec, launch, machine)
+    part_wcgh, lse_wcm = _launch(q_rcgh, pages, rows, pieces.piece_w4, spec, launch, machine, layer)
 
     index_ir = pieces.first_r[None] + jnp.arange(launch.max_row_pieces, dtype=jnp.int32)[:, None]
     is_held_ir = jnp.arange(launch.max_row_pieces)[:, None] < pieces.count_r[None]
@@ -160,6 +162,7 @@ def _launch(
     spec: AttentionSpec,
     launch: Launch,
     machine: Machine,
+    layer: jax.Array,
 ) -> "tuple[jax.Array, jax.Array]":
     """Outputs [W, C, G, H] and lse [W, C, 64] of the pieces; of unused ones, anything."""
     _, num_chunks, padded, head_dim = q_rcgh.shape
@@ -170,7 +173,7 @@ def _launch(
     is_quantised = pages.scales_rkp is not None
 
     def paged_decode(
-        q_ref: Any, table_ref: Any, piece_ref: Any, *refs: Any, **scratch: Any
+        q_ref: Any, table_ref: Any, layer_ref: Any, piece_ref: Any, *refs: Any, **scratch: Any
     ) -> None:
         *pool_refs, out_ref, lse_ref = refs
         q_smem, q_ready = scratch["q_smem"], scratch["q_ready"]
@@ -179,12 +182,13 @@ def _launch(
         piece, chunk = lax.axis_index("piece"), lax.axis_index("chunk")
         kv_head = lax.div(chunk, jnp.int32(num_chunks // num_kv))
         row, kv_len, begin, end = (piece_ref[piece, index] for index in range(4))
+        here = layer_ref[jnp.int32(0)]
         keys = KeyRange(jnp.int32(0), kv_len)
         if spec.window is not None:
             keys = KeyRange(jnp.maximum(kv_len - spec.window, 0), kv_len)
 
         def fetch(tile: jax.Array, slot: Any) -> None:
-            source = tiles.Source(table_ref, row, kv_head, tile, keys)
+            source = tiles.Source(table_ref, here, row, kv_head, tile, keys)
             ring.fetch(source, (slot,) * len(pool_refs))
 
         def fetch_first() -> None:
@@ -264,7 +268,7 @@ def _launch(
     # Outputs take the place of keys and values. The old interpreter knows no unions.
     union = (ring_types, outs)
     scratch["union"] = union if machine.is_interpreted else plgpu.RefUnion(*union)
-    operands = (q_rcgh, rows.page_table, piece_w4, *page_tiles.split(pages))
+    operands = (q_rcgh, rows.page_table, layer, piece_w4, *page_tiles.split(pages))
     return machine.kernel(
         paged_decode,
         out_type=(

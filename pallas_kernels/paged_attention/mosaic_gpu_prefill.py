@@ -19,9 +19,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
-from jaxserve.pallas_kernels.paged_attention.mosaic_gpu_tiles import WARPGROUP_ROWS, Machine
+from jaxserve.pallas_kernels.paged_attention.mosaic_gpu_tiles import (
+    WARPGROUP_ROWS,
+    Machine,
+    place_among,
+)
 from jaxserve.pallas_kernels.paged_attention.mosaic_gpu_warpgroups import (
     COMPUTING,
     Block,
@@ -74,7 +78,7 @@ def cut(
     num_blocks = num_tokens // block_tokens + row_r.shape[0]
 
     index_b = jnp.arange(num_blocks, dtype=jnp.int32)
-    row_b = jnp.searchsorted(end_r, index_b, side="right").astype(jnp.int32)
+    row_b = place_among(end_r, index_b)
     row_b = jnp.minimum(row_b, row_r.shape[0] - 1)
     skipped_b = (index_b - first_r[row_b]) * block_tokens
     position_b = rows.kv_len[row_b] - rows.q_len[row_b] + skipped_b
@@ -98,7 +102,7 @@ def cut(
     block_b8 = jnp.stack(plan, axis=1)[longest_first].astype(jnp.int32)
 
     token_t = jnp.arange(num_tokens, dtype=jnp.int32)
-    row_t = jnp.searchsorted(rows.q_start, token_t, side="right").astype(jnp.int32) - 1
+    row_t = place_among(rows.q_start, token_t) - 1
     row_t = jnp.maximum(row_t, 0)
     within_t = token_t - rows.q_start[row_t]
     place_t = (first_r[row_t] + within_t // block_tokens) * block_tokens + within_t % block_tokens
@@ -113,6 +117,7 @@ def attend(
     spec: AttentionSpec,
     launch: Launch,
     machine: Machine,
+    layer: Int32[Array, "1"],
     sinks_q: Float[Array, " Q"] | None,
 ) -> Attended:
     """Attention of the prefill rows' tokens; the other tokens get zeros and -inf."""
@@ -127,7 +132,9 @@ def attend(
         warpgroups = (sinks_q.shape[0], COMPUTING, shape.heads, shape.tokens)
         sinks_q = jnp.broadcast_to(sinks_q[..., None], warpgroups)
         sinks_q = sinks_q.reshape(-1, COMPUTING, WARPGROUP_ROWS)
-    out, lse = _launch(q_tqh, pages, rows, blocks.block_b8, spec, launch, machine, shape, sinks_q)
+    out, lse = _launch(
+        q_tqh, pages, rows, blocks.block_b8, spec, launch, machine, layer, shape, sinks_q
+    )
     out_tqh = out.reshape(-1, num_q, head_dim)[blocks.place_t]
     # lse is [blocks, chunks, warpgroups, heads, tokens]
     lse = lse.reshape(-1, num_kv, shape.chunks, COMPUTING, shape.heads, shape.tokens)
@@ -147,6 +154,7 @@ def _launch(
     spec: AttentionSpec,
     launch: Launch,
     machine: Machine,
+    layer: jax.Array,
     shape: RowTiles,
     sinks: jax.Array | None,
 ) -> "tuple[jax.Array, jax.Array]":
@@ -156,7 +164,7 @@ def _launch(
     num_chunks = num_kv * shape.chunks
 
     def paged_prefill(
-        q_ref: Any, table_ref: Any, block_ref: Any, *refs: Any, **scratch: Any
+        q_ref: Any, table_ref: Any, layer_ref: Any, block_ref: Any, *refs: Any, **scratch: Any
     ) -> None:
         *pool_refs, out_ref, lse_ref = refs
         sink_ref = pool_refs.pop(0) if sinks is not None else None
@@ -190,7 +198,8 @@ def _launch(
 
         def copy() -> None:
             plgpu.set_max_registers(launch.copying_registers, action="decrease")
-            copier = Copier(launch, machine, smem, pool_refs, table_ref, shape.chunks)
+            here = layer_ref[jnp.int32(0)]
+            copier = Copier(launch, machine, smem, pool_refs, table_ref, here, shape.chunks)
             copier.drain(schedule.for_each(copier.copy_tiles))
 
         pl.when(warpgroup < COMPUTING)(compute)
@@ -214,4 +223,4 @@ def _launch(
         grid_names=("program",),
         num_threads=COMPUTING + 1,
         thread_name="warpgroup",
-    )(q_tqh, rows.page_table, block_b8, *sink_operands, *launch.page_tiles.split(pages))
+    )(q_tqh, rows.page_table, layer, block_b8, *sink_operands, *launch.page_tiles.split(pages))

@@ -83,10 +83,19 @@ class PageTiles:
             token = source.tile * self.tile_tokens + index * self.copy_tokens
             held = jnp.minimum(token, source.keys.end - 1)
             page = source.table_ref[source.row, lax.div(held, jnp.int32(self.page_size))]
-            pool_row = (page * self.spec.num_layers + self.spec.layer) * 2
+            pool_row = self.spec.first_row(page, source.layer)
             in_page = lax.rem(token, jnp.int32(self.page_size))
             found.append(Place(pool_row, lax.div(in_page, jnp.int32(self.copy_tokens))))
         return found
+
+
+def place_among(end_r: jax.Array, value_n: jax.Array) -> jax.Array:
+    """How many of the ascending `end_r` are at most each value: of a part, whose it is.
+
+    All are compared, in one launch: a binary search would be a loop of five for each bit.
+    """
+    found_n = jnp.searchsorted(end_r, value_n, side="right", method="compare_all")
+    return found_n.astype(jnp.int32)
 
 
 class Place(NamedTuple):
@@ -97,9 +106,10 @@ class Place(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Which tile of which row."""
+    """Which tile of which row, in which layer."""
 
     table_ref: Any
+    layer: jax.Array
     row: jax.Array
     kv_head: jax.Array
     tile: jax.Array

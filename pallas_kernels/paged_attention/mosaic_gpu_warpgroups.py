@@ -399,6 +399,7 @@ class Copier:
     smem: Scratch
     pool_refs: Any
     table_ref: Any
+    layer: jax.Array
     chunks: int  # turns for all query heads of a KV head
 
     def copy_tiles(self, turn: Turn) -> None:
@@ -474,4 +475,4 @@ class Copier:
     def _source(self, turn: Turn, index: jax.Array) -> tiles.Source:
         kv_head = lax.div(turn.chunk, jnp.int32(self.chunks))
         tile = turn.block.begin + index
-        return tiles.Source(self.table_ref, turn.block.row, kv_head, tile, turn.keys)
+        return tiles.Source(self.table_ref, self.layer, turn.block.row, kv_head, tile, turn.keys)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,13 @@ class AttentionSpec:
     def first_row(self, page: Any, layer: Any = None) -> Any:
         """Row of the pool that holds the keys of a layer (this one) in a page, or in many."""
         return (page * self.num_layers + (self.layer if layer is None else layer)) * self.parts
+
+    def split_layer(self) -> "tuple[AttentionSpec, jax.Array]":
+        """The same for every layer, and the layer as [1] int32: an operand for kernels to read.
+
+        All layers of a step then share one kernel, which is traced, lowered and compiled once.
+        """
+        return dataclasses.replace(self, layer=0), jnp.full((1,), self.layer, jnp.int32)
 
 
 @jax.tree_util.register_dataclass

@@ -20,6 +20,7 @@ Refuses (NotImplementedError):
 """
 
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +70,32 @@ def ragged_paged_attention(
     if spec.latent_dim is not None and spec.latent_dim % MIN_SIDE:
         raise NotImplementedError(f"a latent of {spec.latent_dim} is no multiple of {MIN_SIDE}")
     _hush()
+    spec, layer = spec.split_layer()
+    tuning = tuning or load_tuning(device_kind())
+    return _attend(
+        q_tqh, pages, rows, layer, sinks_q, spec=spec, interpret=interpret, tuning=tuning
+    )
+
+
+@partial(jax.jit, static_argnames=("spec", "interpret", "tuning"))
+def _attend(
+    q_tqh: jax.Array,
+    pages: KVPages,
+    rows: RaggedRows,
+    layer: jax.Array,
+    sinks_q: jax.Array | None,
+    *,
+    spec: AttentionSpec,
+    interpret: bool,
+    tuning: Tuning,
+) -> Attended:
+    """Both launches. The call is the same for all layers of a step, and so traced once."""
     num_tokens, num_q, head_dim = q_tqh.shape
     num_rows, table_width = rows.page_table.shape
     num_kv, page_size = pages.rows_rkph.shape[1:3]
     is_quantised = pages.scales_rkp is not None
     is_wide = q_tqh.dtype.itemsize > 2
     quantised_compute = jnp.float32 if is_wide else jnp.float16
-    tuning = tuning or load_tuning(device_kind())
 
     def tile_of(tiles: tuple[Tile, ...]) -> Tile:
         return find_tile(
@@ -113,6 +133,7 @@ def ragged_paged_attention(
         q_tqh[:num_rows],
         slots,
         rows,
+        layer,
         sinks_q,
         statics(block_m, block_k, tile.piece),
         num_splits=tuning.num_splits(num_programs, table_width * page_size),
@@ -128,6 +149,7 @@ def ragged_paged_attention(
         q_tqh,
         slots,
         rows,
+        layer,
         sinks_q,
         attended,
         statics(block_m, tile.block_k, tile.piece),
@@ -157,7 +179,11 @@ def write_kv(
     """
     _check(pages, k_tkh.shape[2], interpret)
     _hush()
-    return triton_write.write_kv(pages, k_tkh, v_tkh, page_t, offset_t, spec, interpret=interpret)
+    spec, layer = spec.split_layer()
+    return _write(pages, k_tkh, v_tkh, page_t, offset_t, layer, spec=spec, interpret=interpret)
+
+
+_write = partial(jax.jit, static_argnames=("spec", "interpret"))(triton_write.write_kv)
 
 
 def _check(pages: KVPages, head_dim: int, interpret: bool) -> None:

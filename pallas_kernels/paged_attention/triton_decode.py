@@ -34,6 +34,7 @@ def decode(
     q_rqh: jax.Array,
     pages: KVPages,
     rows: RaggedRows,
+    layer: jax.Array,
     sinks_q: jax.Array | None,
     statics: Statics,
     *,
@@ -53,6 +54,7 @@ def decode(
         "q": q_rqh.reshape(-1, head_dim),
         "pages": pages,
         "page_table": rows.page_table,
+        "layer": layer,
         "kv_len": rows.kv_len,
         "num_decodes": rows.num_decodes.reshape(1),
     }
@@ -109,7 +111,7 @@ def _decode_kernel(inputs: dict[str, Any], outputs: dict[str, Any], *, statics: 
     length = pl.cdiv(blocks.end - blocks.begin, pl.num_programs(1))
     begin = blocks.begin + split * length
     phase = Phase(True, begin, jnp.minimum(begin + length, blocks.end))
-    keys = Keys(inputs["pages"], inputs["page_table"], row, head)
+    keys = Keys(inputs["pages"], inputs["page_table"], inputs["layer"][0], row, head)
     queries = load_queries(inputs["q"], rows, statics)
     state = attend(queries, rows, keys, (phase,), statics, loads_ahead=statics.is_quantised)
     sink_m = None

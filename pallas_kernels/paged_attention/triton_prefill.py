@@ -33,6 +33,7 @@ def prefill(
     q_tqh: jax.Array,
     pages: KVPages,
     rows: RaggedRows,
+    layer: jax.Array,
     sinks_q: jax.Array | None,
     before: Attended,
     statics: Statics,
@@ -52,6 +53,7 @@ def prefill(
         "q": q_tqh.reshape(-1, head_dim),
         "pages": pages,
         "page_table": rows.page_table,
+        "layer": layer,
         "q_start": rows.q_start,
         "q_len": rows.q_len,
         "kv_len": rows.kv_len,
@@ -134,7 +136,7 @@ def _prefill_kernel(
     )
     if statics.spec.window is None:
         phases = phases[1:]
-    keys = Keys(inputs["pages"], inputs["page_table"], row, pl.program_id(1))
+    keys = Keys(inputs["pages"], inputs["page_table"], inputs["layer"][0], row, pl.program_id(1))
     queries = load_queries(inputs["q"], rows, statics)
     state = attend(queries, rows, keys, phases, statics, loads_ahead=False)
     sink_m = None

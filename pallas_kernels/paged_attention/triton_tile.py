@@ -114,10 +114,11 @@ class Rows(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Where the keys of a row of the step lie. All but the last two are refs."""
+    """Where the keys of a row of the step lie. The first two are refs."""
 
     pages: KVPages  # [slots, H], scales [slots]
     page_table: Any  # [R, M]
+    layer: jax.Array  # [] int32
     row: jax.Array  # [] int32
     head: jax.Array  # [] int32: KV head
 
@@ -321,7 +322,7 @@ def _load_block(
     if held_c is not None:
         held_c &= index < phase.end
     offset_c = lax.rem(_keys_of_block(index, statics.block_k), page_size)
-    pool_row_c = spec.first_row(page_c)
+    pool_row_c = spec.first_row(page_c, keys.layer)
     k_slot_c = (pool_row_c * statics.num_kv + keys.head) * page_size + offset_c
 
     def load(slot_c: jax.Array) -> tuple[Pieces, jax.Array | None]:

@@ -32,8 +32,9 @@ def write_kv(
     v_tkh: jax.Array | None,
     page_t: jax.Array,
     offset_t: jax.Array,
-    spec: AttentionSpec,
+    layer: jax.Array,
     *,
+    spec: AttentionSpec,
     interpret: bool,
 ) -> KVPages:
     """As `page_moves.write_kv`, in place."""
@@ -46,6 +47,7 @@ def write_kv(
         **{name: x.reshape(-1, head_dim) for name, x in new.items()},
         "page": page_t,
         "offset": offset_t,
+        "layer": layer,
     }
     outputs = {"slots": pool.reshape(-1, head_dim)}
     if pages.scales_rkp is not None:
@@ -86,7 +88,7 @@ def _kernel(
     head_k = lax.iota(jnp.int32, pl.next_power_of_2(num_kv))
     is_head_k = head_k < num_kv
     is_written_k = is_head_k & (page >= 0)
-    pool_row = spec.first_row(jnp.maximum(page, 0))
+    pool_row = spec.first_row(jnp.maximum(page, 0), inputs["layer"][0])
     pieces = powers_of_two(inputs["k"].shape[1])
     storage = outputs["slots"].dtype
     for part, name in enumerate(("k", "v")[: spec.parts]):
