@@ -17,6 +17,7 @@ POLICIES = ("fcfs", "priority")
 ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "triton", "tpu", "cpu_native", "reference")
 OFFLOAD_MODES = ("auto", "eager", "lazy")
 LOAD_MODES = ("auto", "load", "recompute")
+LOAD_FORMATS = ("auto", "dummy")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
 
@@ -33,6 +34,11 @@ class ModelConfig:
     revision: str | None = setting(None, "hub revision (branch, tag or commit)")
     served_model_name: str | None = setting(None, "name in the API; default: the model's own")
     dtype: str = setting("auto", "compute dtype; auto is the checkpoint's", choices=DTYPES)
+    load_format: str = setting(
+        "auto",
+        "auto reads the checkpoint; dummy makes random weights of its shape, to measure with",
+        choices=LOAD_FORMATS,
+    )
     max_model_len: int | None = setting(
         None, "longest prompt plus answer, in tokens; default: the checkpoint's, if it fits"
     )

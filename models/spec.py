@@ -5,6 +5,7 @@ random values all derive from it.
 """
 
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -65,6 +66,24 @@ def init_params(specs: Params, key: jax.Array, dtype: Any = jnp.float32) -> Para
         return [_init(spec, k, spec.dtype or dtype) for spec, k in zip(leaves, keys, strict=True)]
 
     return jax.tree.unflatten(tree, init(key))
+
+
+def random_params(specs: Params, dtype: Any, mesh: Mesh | None = None) -> Params:
+    """Random weights made where they stay: a program for each distinct shape, not one for all,
+    which would hold all of a big model's random bits at once."""
+    leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+
+    def make(index: int, spec: ParamSpec) -> jax.Array:
+        sharding = None if mesh is None else named_sharding(spec.axes, mesh)
+        init = _random_leaf(spec, jnp.dtype(dtype), sharding)
+        return init(jax.random.key(index))
+
+    return jax.tree.unflatten(tree, [make(i, spec) for i, spec in enumerate(leaves)])
+
+
+@cache
+def _random_leaf(spec: ParamSpec, dtype: Any, sharding: Any) -> Any:
+    return jax.jit(partial(_init, spec, dtype=dtype), out_shardings=sharding)
 
 
 def _init(spec: ParamSpec, key: jax.Array, dtype: Any) -> jax.Array:

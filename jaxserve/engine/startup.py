@@ -62,8 +62,16 @@ CPU_MEMORY_FRACTION = 0.25
 DEVICE_MEMORY_FRACTION = 0.9
 
 
-def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
+def build_engine(
+    config: Config,
+    progress: Progress = no_progress,
+    *,
+    buckets: tuple[Bucket, ...] | None = None,
+) -> Engine:
     """Load the model that `config` names and make it ready to serve.
+
+    Args:
+        buckets: shapes of steps to compile, where the defaults are more than is needed.
 
     Raises:
         ConfigError: the settings do not fit the model or the machine.
@@ -81,6 +89,7 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         mesh=mesh,
         revision=config.model.revision,
         context_len=config.model.max_model_len,
+        load_format=config.model.load_format,
         progress=progress is not no_progress,
     )
     tokenizer = Tokenizer.from_folder(model.path)
@@ -100,7 +109,8 @@ def build_engine(config: Config, progress: Progress = no_progress) -> Engine:
         vocab_size=model.config.vocab_size,
         page_size=config.cache.page_size,
     )
-    buckets = default_buckets(shape.num_slots, config.scheduler.max_num_batched_tokens)
+    if buckets is None:
+        buckets = default_buckets(shape.num_slots, config.scheduler.max_num_batched_tokens)
     native_cpu = _use_native_cpu(config, mesh)
     try:
         machine = this_machine(native_cpu=native_cpu)

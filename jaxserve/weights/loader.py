@@ -16,7 +16,7 @@ from jaxserve.errors import WeightsError
 from jaxserve.models.config import DecoderConfig
 from jaxserve.models.decoder import param_specs
 from jaxserve.models.registry import read_config
-from jaxserve.models.spec import Params
+from jaxserve.models.spec import Params, random_params
 from jaxserve.weights import fingerprint, orbax_store
 from jaxserve.weights.hub_tensors import HubTensors
 from jaxserve.weights.safetensors import TensorFiles, read_json
@@ -55,6 +55,7 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     revision: str | None = None,
     context_len: int | None = None,
+    load_format: str = "auto",
     progress: bool = True,
 ) -> LoadedModel:
     """Load a Hugging Face folder, an Orbax folder written by `convert_checkpoint`, or a hub name.
@@ -63,6 +64,7 @@ def load_checkpoint(
         dtype: compute dtype; "auto" is the checkpoint's.
         mesh: where the weights go, split by `sharding.RULES`; None is the default device.
         context_len: longest sequence that will be served, if shorter than the model allows.
+        load_format: "dummy" makes random weights on the devices and reads config.json only.
         progress: show bars on stderr.
 
     Raises:
@@ -74,7 +76,11 @@ def load_checkpoint(
     config = read_config(values, str(config_path), context_len)
     generation = _generation_config(folder)
     config = _with_end_ids(config, generation, folder)
-    if orbax_store.is_store(folder):
+    if load_format == "dummy":
+        dtype = _compute_dtype(dtype, values, COMPUTE_DTYPES[0])
+        params = random_params(param_specs(config), dtype, mesh)
+        digest = "dummy"
+    elif orbax_store.is_store(folder):
         stored = orbax_store.read_metadata(folder)
         config = dataclasses.replace(config, tie_word_embeddings=stored.tied)
         dtype = _compute_dtype(dtype, values, stored.dtype)

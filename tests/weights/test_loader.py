@@ -310,3 +310,17 @@ def test_files_are_closed_after_loading(folder):
     refusal(folder)
     after = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
     assert after <= before
+
+
+def test_dummy_weights_need_only_a_config_and_have_the_checkpoints_shapes(folder):
+    expected = load(folder)
+    (folder / "model.safetensors").unlink()
+    found = load(folder, load_format="dummy")
+    shapes = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), model.params) for model in (found, expected)
+    ]
+    assert shapes[0] == shapes[1]
+    # Otherwise blocks of one would be served to the other.
+    assert found.fingerprint != expected.fingerprint
+    matrices = jax.tree.leaves(found.params["layers"])
+    assert all(0.5 < float(x.std()) * x.shape[-1] ** 0.5 < 2 for x in matrices)
