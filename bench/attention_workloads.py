@@ -229,3 +229,15 @@ LATENT = (
     replace(_decode(16, 8192, heads=(40, 1), head_dim=288, latent_dim=256), name="decode MiniCPM3"),
 )
 """Attention over latent pages."""
+
+MOVES = (
+    Workload("1 token", decodes=(4096,)),
+    Workload("64 tokens", decodes=(4096,) * 64),
+    Workload("4096 tokens", prefills=((4096, 8192),)),
+    Workload("64 tokens", decodes=(4096,) * 64, quantised="int8"),
+    Workload("64 tokens", decodes=(4096,) * 64, quantised="float8_e4m3fn", page_size=16),
+    Workload("64 tokens H64", decodes=(4096,) * 64, head_dim=64, page_size=16),
+)
+"""Writes of so many tokens; with 64, whole pages are moved, too."""
+
+PAGES_MOVED = 32

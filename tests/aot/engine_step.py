@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bench.model_shapes import LLAMA_31_8B
 from jaxserve.batch import StateShape, create_state, packed_size
 from jaxserve.kv.pool import KVPool, page_bytes, page_shape
 from jaxserve.models.decoder import param_specs
@@ -29,28 +30,6 @@ POOL_BYTES = 4 << 30
 PAGE_SIZE = {"h200": 16, "v6e": 128}
 NUM_SLOTS = 64
 MAX_LEN = 8192
-
-LLAMA_31_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "eos_token_id": [128001, 128008, 128009],
-    "tie_word_embeddings": False,
-}
 
 BUCKETS = {
     "decode 64 rows": Bucket(64, 64, True),

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench.attention_workloads import MAIN, OTHERS, Workload
+from bench.attention_workloads import MAIN, MOVES, OTHERS, PAGES_MOVED, Workload
+from jaxserve.pallas_kernels.paged_attention import page_moves
 from jaxserve.pallas_kernels.paged_attention.specs import KVPages, RaggedRows
 
 BACKENDS = {
@@ -22,10 +23,14 @@ BACKENDS = {
 }
 """What is compiled for each kind of device."""
 
+OF_REFERENCE = ("decode 64x8192 P64", "prefill 8192 P64", "mixed P64", "decode 64x8192 int8 P64")
+"""Attention that the plain XLA backend is compiled for; it takes what kernels refuse."""
+
+SHARED = "xla"
+"""The backend of moves of pages that have no kernel: the same for all backends."""
+
 POOL_BYTES = {"h200": 96 << 30, "v5e": 4 << 30, "v6e": 8 << 30}
 """The largest pool, well within the device's memory."""
-
-PAGES_MOVED = 32
 
 
 @dataclass(frozen=True)
@@ -59,21 +64,19 @@ def jobs_for(target: str, backends: Collection[str]) -> Iterator[Job]:
             continue
         backend = import_module(f"jaxserve.pallas_kernels.paged_attention.{name}")
         for work in MAIN:
-            yield _attention(name, backend, work.within(POOL_BYTES[target]), may_refuse=False)
+            if name != "reference" or str(work) in OF_REFERENCE:
+                yield _attention(name, backend, work.within(POOL_BYTES[target]), may_refuse=False)
         for work in OTHERS if name != "reference" else ():
             yield _attention(name, backend, work.within(POOL_BYTES[target]), may_refuse=True)
         for work in MOVES:
-            yield from _moves(name, backend, work.within(POOL_BYTES[target]))
-
-
-MOVES = (
-    Workload("1 token", decodes=(4096,)),
-    Workload("64 tokens", decodes=(4096,) * 64),
-    Workload("4096 tokens", prefills=((4096, 8192),)),
-    Workload("64 tokens", decodes=(4096,) * 64, quantised="int8"),
-    Workload("64 tokens", decodes=(4096,) * 64, quantised="float8_e4m3fn", page_size=16),
-    Workload("64 tokens H64", decodes=(4096,) * 64, head_dim=64, page_size=16),
-)
+            work = work.within(POOL_BYTES[target])
+            yield _write(name, backend, work)
+            if work.num_tokens == 64:
+                is_shared = backend.gather_pages is page_moves.gather_pages
+                if not is_shared:
+                    yield from _page_moves(name, backend, work)
+                elif name == BACKENDS[target][0]:
+                    yield from _page_moves(SHARED, backend, work)
 
 
 def _attention(name: str, backend: Any, work: Workload, *, may_refuse: bool) -> Job:
@@ -97,8 +100,8 @@ def _attention(name: str, backend: Any, work: Workload, *, may_refuse: bool) -> 
     )
 
 
-def _moves(name: str, backend: Any, work: Workload) -> Iterator[Job]:
-    """The write of new tokens, and for some also the moves of whole pages."""
+def _write(name: str, backend: Any, work: Workload) -> Job:
+    """The write of new tokens."""
     pages, num_kv = work.abstract_pages(), work.heads[1]
     kv_tkh = work.abstract_tokens(num_kv)
     index_t = jax.ShapeDtypeStruct((work.num_tokens,), jnp.int32)
@@ -107,7 +110,7 @@ def _moves(name: str, backend: Any, work: Workload) -> Iterator[Job]:
         return backend.write_kv(pages, k_tkh, v_tkh, page_t, offset_t, work.spec)
 
     new_bytes = 2 * work.num_tokens * num_kv * work.head_dim * jnp.dtype(work.dtype).itemsize
-    yield Job(
+    return Job(
         name=f"write_kv {work}",
         backend=name,
         function=write,
@@ -117,8 +120,11 @@ def _moves(name: str, backend: Any, work: Workload) -> Iterator[Job]:
         donate=(0,),
         facts=_facts(work),
     )
-    if work.num_tokens != 64:
-        return
+
+
+def _page_moves(name: str, backend: Any, work: Workload) -> Iterator[Job]:
+    """Gather and scatter of whole pages."""
+    pages = work.abstract_pages()
     shape = (work.num_pages, work.num_layers, 2, *pages.rows_rkph.shape[1:])
     pool = jax.ShapeDtypeStruct(shape, work.kv_dtype)
     moved = jax.ShapeDtypeStruct((PAGES_MOVED, *shape[1:]), work.kv_dtype)
