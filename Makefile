@@ -9,7 +9,8 @@ JAX_NEXT ?= 0.11.2
 TESTS ?= tests
 OUT ?= kv_policies.json
 
-# `make kernels-aot AOT_JAX=0.11.2` compiles under the GPU machines' version, which wants Python 3.12.
+# `make kernels-aot AOT_JAX=0.11.2` compiles under the GPU machines' version, which wants Python 3.12;
+# `make kernels-aot-all` under both, side by side, or the older one only where there is no such Python.
 AOT_JAX ?= 0.10.2
 AOT_PYTHON ?= $(if $(filter 0.10.2,$(AOT_JAX)),$(PYTHON),$(PYTHON_NEXT))
 
@@ -42,9 +43,19 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.host_overhead
 	$(BIN)/python -m bench.peers_cpu
 
+# What a GPU machine without a network lacks; `bench/gpu/suite.sh` there takes it from bench/gpu/.wheels.
+.PHONY: gpu-wheels kernels-aot-all
+gpu-wheels: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.gpu.wheels collect --peers
+
 # Compiles the kernels for an H200 and for TPUs; needs neither. ARGS: see tests/aot/run.py.
 kernels-aot:
 	$(AOT_PYTHON) -m tests.aot --jax $(AOT_JAX) $(ARGS)
+
+kernels-aot-all: $(if $(PYTHON_NEXT),kernels-aot-$(JAX_NEXT)) kernels-aot-0.10.2
+
+kernels-aot-%:
+	@$(MAKE) --no-print-directory kernels-aot AOT_JAX=$*
 
 # TRACE=conversation_trace.jsonl (Mooncake's) also holds the simulator to its published figures.
 kv-policies: $(VENV)/.installed-dev
@@ -76,6 +87,7 @@ train: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_performance.py
 
 $(VENV)/.created:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"

@@ -50,3 +50,12 @@ def test_the_architecture_page_names_every_layer():
 
 def test_the_default_config_is_valid():
     Config()
+
+
+def test_the_performance_page_has_what_the_result_files_say():
+    path = ROOT / "docs" / "make_performance.py"
+    spec = importlib.util.spec_from_file_location("make_performance", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run `make docs`"
