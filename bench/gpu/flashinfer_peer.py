@@ -51,7 +51,7 @@ def _prepare() -> None:
     """Where the compiler finds what it wants: CUDA's own folders may lack what wheels hold."""
     os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", ARCHITECTURE)
     os.environ.setdefault("FLASHINFER_WORKSPACE_BASE", str(ROOT / ".cache" / "gpu-suite"))
-    packages = Path(torch.__file__).parents[1]
+    packages = Path(str(torch.__file__)).parents[1]
     links = ROOT / ".cache" / "gpu-suite" / "lib"
     links.mkdir(parents=True, exist_ok=True)
     for name in ("libcudart.so", "libcuda.so"):

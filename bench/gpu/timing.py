@@ -53,7 +53,7 @@ def time_loop(
         expected_s: a guess that decides how often the body is repeated.
     """
     count = int(TARGET_S / max(expected_s, 1e-7))
-    count = 2 if is_tiny else max(3, min(count, MAX_ITERATIONS))
+    count = 1 if is_tiny else max(3, min(count, MAX_ITERATIONS))
 
     def loop(carry: Any, operands: Any) -> Any:
         return lax.fori_loop(0, count, lambda index, x: body(index, x, operands), carry)
@@ -61,7 +61,8 @@ def time_loop(
     start_s = time.perf_counter()
     run = jax.jit(loop, donate_argnums=0).lower(carry, operands).compile()
     compile_s = time.perf_counter() - start_s
-    carry = jax.block_until_ready(run(carry, operands))
+    if not is_tiny:
+        carry = jax.block_until_ready(run(carry, operands))
     times_s = []
     for _ in range(1 if is_tiny else REPEATS):
         start_s = time.perf_counter()

@@ -107,9 +107,8 @@ def _choices(context: Context) -> Iterator[Choice]:
     if not context.is_tiny:
         yield from CHOICES
         return
-    for choice in CHOICES[:1], CHOICES[4:6]:
-        for one in choice:
-            yield replace(one, works=TINY[:1], changes=one.changes[:1])
+    for choice in (CHOICES[0], CHOICES[4], CHOICES[5]):
+        yield replace(choice, works=TINY[:1], changes=choice.changes[:1])
 
 
 def _choose(context: Context, choice: Choice, tuning: Any) -> Any:
