@@ -21,6 +21,7 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
 NUM_PROMPTS = 3 if IS_TINY else 12
+LIMIT_S = 900 if IS_TINY else 150
 EXACT = {"dtype": "float32"}
 """Products in full float32: a GPU would round their factors to tf32."""
 
@@ -33,7 +34,13 @@ def answers(platform: str, **settings: Any) -> dict[str, Any]:
     given = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
     command = [sys.executable, "-m", "tests.gpu.greedy", f"num_prompts={NUM_PROMPTS}", *given]
     done = subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=150, check=False
+        command,
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
