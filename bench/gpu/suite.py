@@ -173,13 +173,14 @@ def _environment(is_tiny: bool, xla_flags: str) -> "dict[str, str]":
     variables = dict(os.environ)
     if xla_flags:
         variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {xla_flags}".strip()
-    cache = ROOT / ".cache" / "gpu-suite"
+    # Where the tests have their C++ kernels, if it is a CPU that runs.
+    cache = ROOT / ".cache" if is_tiny else ROOT / ".cache" / "gpu-suite"
     path = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
     variables |= {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "XDG_CACHE_HOME": str(cache),
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "gpu-suite" / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.90",
