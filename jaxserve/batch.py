@@ -21,7 +21,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
 from jaxserve.plan import Bucket, SlotLoad, StepPlan
-from jaxserve.types import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
+from jaxserve.types import (
+    MAX_BAD_SEQUENCES,
+    MAX_BAD_TOKENS,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_TOKEN_IDS,
+)
 
 NUM_SCALARS = 4
 FLOAT_PARAMS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
@@ -60,6 +65,7 @@ class SlotState:
     stop_ids: jax.Array  # [S, MAX_STOP_TOKEN_IDS] int32, -1: none
     bias_ids: jax.Array  # [S, MAX_LOGIT_BIAS] int32, -1: none
     bias_values: jax.Array  # [S, MAX_LOGIT_BIAS] float32
+    bad_ids: jax.Array  # [S, MAX_BAD_SEQUENCES, MAX_BAD_TOKENS] int32, at the end; -1: none
     allow_bits: jax.Array  # [S, ceil(V / 32)] int32
     kept_logits: jax.Array  # [S - 1, V] float32: of the last step, row by row
 
@@ -200,6 +206,7 @@ def create_state(
         stop_ids=zeros(slots, MAX_STOP_TOKEN_IDS),
         bias_ids=zeros(slots, MAX_LOGIT_BIAS),
         bias_values=zeros(slots, MAX_LOGIT_BIAS, dtype=np.float32),
+        bad_ids=zeros(slots, MAX_BAD_SEQUENCES, MAX_BAD_TOKENS),
         allow_bits=zeros(slots, shape.mask_words),
         kept_logits=jnp.zeros(
             (shape.num_slots, shape.vocab_size), np.float32, device=logits_sharding or sharding
@@ -217,6 +224,7 @@ def load_size(shape: StateShape) -> int:
         + len(INT_PARAMS)
         + MAX_STOP_TOKEN_IDS
         + 2 * MAX_LOGIT_BIAS
+        + MAX_BAD_SEQUENCES * MAX_BAD_TOKENS
         + shape.mask_words
     )
 
@@ -258,6 +266,9 @@ def pack_load(load: SlotLoad, shape: StateShape) -> Int32[np.ndarray, " packed"]
     bias_values = np.zeros(MAX_LOGIT_BIAS, np.float32)
     bias_ids[: len(params.logit_bias)] = list(params.logit_bias)
     bias_values[: len(params.logit_bias)] = list(params.logit_bias.values())
+    bad_ids = np.full((MAX_BAD_SEQUENCES, MAX_BAD_TOKENS), -1, np.int32)
+    for row, sequence in zip(bad_ids, params.bad_token_sequences, strict=False):
+        row[MAX_BAD_TOKENS - len(sequence) :] = sequence
     sections = (
         np.array([load.slot], np.int32),
         token_ids,
@@ -267,6 +278,7 @@ def pack_load(load: SlotLoad, shape: StateShape) -> Int32[np.ndarray, " packed"]
         stop_ids,
         bias_ids,
         bias_values.view(np.int32),
+        bad_ids.ravel(),
         _allow_bits(load, shape),
     )
     return np.concatenate(sections)
@@ -307,6 +319,7 @@ def load_slot(state: SlotState, packed: Int[Array, " packed"], shape: StateShape
         stop_ids=state.stop_ids.at[slot].set(take(MAX_STOP_TOKEN_IDS)),
         bias_ids=state.bias_ids.at[slot].set(take(MAX_LOGIT_BIAS)),
         bias_values=state.bias_values.at[slot].set(as_float(take(MAX_LOGIT_BIAS))),
+        bad_ids=state.bad_ids.at[slot].set(take(MAX_BAD_SEQUENCES, MAX_BAD_TOKENS)),
         allow_bits=state.allow_bits.at[slot].set(take(shape.mask_words)),
         kept_logits=state.kept_logits,
     )

@@ -91,6 +91,7 @@ def sampling_batch(
         stop_ids=state.stop_ids,
         bias_ids=state.bias_ids,
         bias_values=state.bias_values,
+        bad_ids=state.bad_ids,
         allow_bits=state.allow_bits,
         **params,
     )

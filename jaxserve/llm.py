@@ -30,6 +30,7 @@ from jaxserve.requests import (
     default_sampling,
     make_pooling_request,
     make_requests,
+    without_bad_words,
 )
 from jaxserve.results import (
     CompletionOutput,
@@ -367,6 +368,8 @@ class LLM:
         grammar = ""
         if isinstance(sampling, SamplingParams) and sampling.structured_outputs is not None:
             grammar = self._grammars.check(body_of(sampling.structured_outputs))
+        if isinstance(sampling, SamplingParams) and sampling.bad_words:
+            sampling = without_bad_words(sampling, self._encode_bare)
         requests = make_requests(
             request_id,
             token_ids,
@@ -378,6 +381,9 @@ class LLM:
             grammar=grammar,
         )
         return Job(request_id, text, requests)
+
+    def _encode_bare(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _generate_jobs(
         self,

@@ -14,6 +14,8 @@ from typing import Any
 from jaxserve.errors import RequestError
 from jaxserve.structured import grammar_of
 from jaxserve.types import (
+    MAX_BAD_SEQUENCES,
+    MAX_BAD_TOKENS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_STOP_TOKEN_IDS,
@@ -24,6 +26,7 @@ from jaxserve.types import (
 )
 
 MAX_N = 128
+MAX_BAD_WORDS = MAX_BAD_SEQUENCES // 2
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_CACHE_SALT_CHARS = 128
@@ -265,6 +268,7 @@ def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
     checked["allowed_token_ids"] = _check_allowed(
         sampling.allowed_token_ids, checked["banned_token_ids"], limits.vocab_size
     )
+    checked["bad_token_sequences"] = _check_bad(sampling, limits.vocab_size)
     if checked["allowed_token_ids"] is not None and checked["min_tokens"]:
         ends = {*checked["stop_token_ids"], *(() if sampling.ignore_eos else limits.eos_token_ids)}
         if not set(checked["allowed_token_ids"]) - {*checked["banned_token_ids"], *ends}:
@@ -274,6 +278,46 @@ def check_sampling(sampling: SamplingParams, limits: Limits) -> SamplingParams:
                 param="min_tokens",
             )
     return replace(sampling, **checked)
+
+
+def without_bad_words(
+    sampling: SamplingParams, encode: Callable[[str], list[int]]
+) -> SamplingParams:
+    """The same parameters, with bad words as sequences of token ids.
+
+    As in vLLM, a word is bad at the start of a text and after a blank.
+
+    Args:
+        encode: gives the token ids of a text, special tokens not included.
+
+    Raises:
+        RequestError: no list of texts, too many, or one of too many tokens.
+    """
+    words = sampling.bad_words
+    if not words and isinstance(words, (tuple, list)):
+        return sampling
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise RequestError(f"bad_words is {_show(words)}; expected texts", param="bad_words")
+    if len(words) > MAX_BAD_WORDS:
+        raise RequestError(
+            f"bad_words has {len(words)} texts; expected at most {MAX_BAD_WORDS}", param="bad_words"
+        )
+    sequences: dict[tuple[int, ...], None] = {}
+    for i, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            raise RequestError(
+                f"bad_words.{i} is {_show(word)}; expected a text", param=f"bad_words.{i}"
+            )
+        for text in (word.lstrip(), " " + word.lstrip()):
+            ids = tuple(encode(text))
+            if not 1 <= len(ids) <= MAX_BAD_TOKENS:
+                raise RequestError(
+                    f"bad_words.{i} has {len(ids)} tokens; expected at most {MAX_BAD_TOKENS}",
+                    param=f"bad_words.{i}",
+                )
+            sequences[ids] = None
+    given = tuple(sampling.bad_token_sequences)
+    return replace(sampling, bad_words=(), bad_token_sequences=(*given, *sequences))
 
 
 def check_token_ids(token_ids: Any, param: str, vocab_size: int) -> tuple[int, ...]:
@@ -417,6 +461,28 @@ def _check_allowed(
             param="allowed_token_ids",
         )
     return allowed
+
+
+def _check_bad(sampling: SamplingParams, vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    param, given = "bad_token_sequences", sampling.bad_token_sequences
+    if sampling.bad_words:
+        raise RequestError(
+            "bad_words need a tokenizer; give bad_token_sequences instead", param="bad_words"
+        )
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+        raise RequestError(f"{param} is {_show(given)}; expected lists of token ids", param=param)
+    if len(given) > MAX_BAD_SEQUENCES:
+        raise RequestError(
+            f"{param} has {len(given)} entries; expected at most {MAX_BAD_SEQUENCES}", param=param
+        )
+    checked = tuple(check_token_ids(ids, f"{param}.{i}", vocab_size) for i, ids in enumerate(given))
+    for i, ids in enumerate(checked):
+        if not 1 <= len(ids) <= MAX_BAD_TOKENS:
+            raise RequestError(
+                f"{param}.{i} has {len(ids)} tokens; expected 1 to {MAX_BAD_TOKENS}",
+                param=f"{param}.{i}",
+            )
+    return checked
 
 
 def _check_salt(cache_salt: Any) -> None:

@@ -43,6 +43,8 @@ class SamplingBatch:
         position: of the token drawn; with the seed it decides the random number.
         length: known tokens, the one just computed included: `token_ids[slot, :length]`.
         min_length: the row's stop ids are held back while length < min_length.
+        bad_ids: rows of tokens that may not be completed, each at the end of its row: -1 before it,
+            and everywhere for none; given ones first.
         allow_bits: bit `id % 32` of word `id // 32` is set if the token may be sampled.
     """
 
@@ -65,6 +67,7 @@ class SamplingBatch:
     stop_ids: jax.Array  # [S, num_stop] int32, -1: none
     bias_ids: jax.Array  # [S, num_bias] int32, -1: none; given ones first
     bias_values: jax.Array  # [S, num_bias] float32
+    bad_ids: jax.Array  # [S, B, L] int32
     allow_bits: jax.Array  # [S, ceil(V / 32)] int32
 
 
@@ -189,7 +192,7 @@ def _take_block(values_rbv: jax.Array, block_r: jax.Array) -> jax.Array:
 def _edits(batch: SamplingBatch) -> Bool[Array, " R"]:
     """Rows that mask, bias or hold back a token."""
     masks_r = jnp.any(batch.allow_bits[batch.slot] != -1, axis=-1)
-    biases_r = batch.bias_ids[batch.slot, 0] >= 0
+    biases_r = (batch.bias_ids[batch.slot, 0] >= 0) | (batch.bad_ids[batch.slot, 0, -1] >= 0)
     return batch.active & (masks_r | biases_r | (batch.length < batch.min_length))
 
 
@@ -210,11 +213,25 @@ def _mask_and_bias(logits_rv: jax.Array, batch: SamplingBatch) -> jax.Array:
     held_rn = (batch.length < batch.min_length)[:, None] & (stop_rn >= 0)
     stop_rn = jnp.where(held_rn, stop_rn, vocab_size)
     edited_rv = edited_rv.at[row_r1, stop_rn].set(-jnp.inf, mode="drop")
+    edited_rv = edited_rv.at[row_r1, _bad_tokens(batch, vocab_size)].set(-jnp.inf, mode="drop")
     bias_rn = batch.bias_ids[batch.slot]
     bias_rn = jnp.where(bias_rn >= 0, bias_rn, vocab_size)
     edited_rv = edited_rv.at[row_r1, bias_rn].add(batch.bias_values[batch.slot], mode="drop")
     is_possible_r1 = jnp.any(edited_rv > -jnp.inf, axis=-1, keepdims=True)
     return jnp.where(is_possible_r1, edited_rv, logits_rv)
+
+
+def _bad_tokens(batch: SamplingBatch, vocab_size: int) -> Int[Array, "R B"]:
+    """The token that would complete each bad sequence of a row; V where none would."""
+    bad_rbl = batch.bad_ids[batch.slot]
+    num_before = bad_rbl.shape[-1] - 1
+    place_rl = batch.length[:, None] + jnp.arange(-num_before, 0, dtype=jnp.int32)[None, :]
+    tail_rl = batch.token_ids[batch.slot[:, None], jnp.maximum(place_rl, 0)]
+    in_answer_rl = place_rl >= batch.num_prompt[:, None]
+    begin_rbl = bad_rbl[:, :, :-1]
+    fits_rbl = (begin_rbl == tail_rl[:, None, :]) & in_answer_rl[:, None, :]
+    fits_rb = jnp.all(fits_rbl | (begin_rbl < 0), axis=-1)
+    return jnp.where(fits_rb & (bad_rbl[:, :, -1] >= 0), bad_rbl[:, :, -1], vocab_size)
 
 
 def _penalise(logits_rv: jax.Array, batch: SamplingBatch, penalises_r: jax.Array) -> jax.Array:

@@ -19,6 +19,9 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 """Most entries of `logit_bias` (OpenAI's bound)."""
 
+MAX_BAD_SEQUENCES, MAX_BAD_TOKENS = 256, 8
+"""Most token sequences that an answer may be told to avoid, and most tokens of each."""
+
 MAX_STOP_TOKEN_IDS = 16
 """Most ids of `stop_token_ids` together with the model's own end-of-sequence ids."""
 
@@ -84,6 +87,8 @@ class SamplingParams:
         logit_bias: added to the logits of these token ids.
         allowed_token_ids: if given, nothing else can be sampled.
         banned_token_ids: can never be sampled.
+        bad_words: texts that may not come in the answer, with or without a blank before them.
+        bad_token_sequences: rows of tokens that may not; where bad words end up.
         min_tokens: no end-of-sequence or stop token id before this many tokens.
         max_tokens: stop after this many tokens; None means as many as the context holds.
         ignore_eos: go on after the model's end-of-sequence token.
@@ -112,6 +117,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: tuple[int, ...] | None = None
     banned_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     min_tokens: int = 0
     max_tokens: int | None = 16
     ignore_eos: bool = False

@@ -86,7 +86,7 @@ async def _admit(context: Context, body: CompletionRequest) -> _Job:
     only_echo = body.max_tokens == 0 and bool(body.echo)
     if only_echo:
         sampling = replace(sampling, max_tokens=1, min_tokens=0)
-    sampling = check_sampling(sampling, context.limits)
+    sampling = check_sampling(context.without_words(sampling), context.limits)
     check_num_answers(len(prompts), sampling.n)
     grammar = await context.compile(form_of(body))
     requests: list[Request] = []

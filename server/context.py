@@ -13,7 +13,13 @@ from jaxserve.conversation import ChatPlan, ToolUse, plan_chat
 from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.kv.stats import KVStats
 from jaxserve.llm import EngineLike, grammars_of, limits_of
-from jaxserve.requests import DrawSeed, Limits, check_token_ids, make_requests
+from jaxserve.requests import (
+    DrawSeed,
+    Limits,
+    check_token_ids,
+    make_requests,
+    without_bad_words,
+)
 from jaxserve.scheduler.stats import SchedulerStats
 from jaxserve.server.answers import Answers
 from jaxserve.server.bridge import EngineBridge
@@ -181,6 +187,12 @@ class Context:
         """
         return "" if plan.body is None else await beside(lambda: plan.check(self.grammars))
 
+    def without_words(self, sampling: SamplingParams) -> SamplingParams:
+        """Sampling parameters whose bad words are token ids."""
+        return without_bad_words(
+            sampling, lambda text: self.tokenizer.encode(text, add_special_tokens=False)
+        )
+
     def requests(
         self,
         request_id: str,
@@ -193,7 +205,7 @@ class Context:
         return make_requests(
             request_id,
             prompt_ids,
-            sampling,
+            self.without_words(sampling),
             self.limits,
             draw_seed=self.draw_seed,
             priority=body.priority or 0,

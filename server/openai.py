@@ -69,7 +69,6 @@ FormField: TypeAlias = Annotated[Any, WithJsonSchema({})]
 
 UNSUPPORTED = {
     "functions": (None, []),
-    "bad_words": (None, []),
     "suffix": (None, ""),
     "audio": (None,),
     "modalities": (None, ["text"]),
@@ -113,6 +112,7 @@ class SamplingFields(BaseModel):
     logit_bias: LogitBiasField = None
     allowed_token_ids: TokenIdsField = None
     banned_token_ids: TokenIdsField = None
+    bad_words: StopField = None
     prompt_logprobs: int | None = None
     cache_salt: str | None = None
     cache_no_store: bool | None = None
@@ -180,6 +180,7 @@ COPIED = (
     "stop",
     "stop_token_ids",
     "allowed_token_ids",
+    "bad_words",
     "banned_token_ids",
 )
 

@@ -151,3 +151,15 @@ def test_fewer_dimensions_are_the_first_ones_scaled_again(llm: LLM):
 def test_states_of_the_prompt_need_to_be_asked_for_by_kind(llm: LLM):
     with pytest.raises(RequestError, match="needs return_logits or return_hidden_states"):
         llm.generate([prompt(5)], SamplingParams(return_prompt_states=True))
+
+
+def test_a_bad_sequence_does_not_come_in_an_answer(llm: LLM):
+    greedy = SamplingParams(max_tokens=12, **GREEDY)
+    ids = prompt(11, 5)
+    free = llm.generate([ids], greedy, use_tqdm=False)[0].outputs[0].token_ids
+    bad = (tuple(free[2:5]), (free[7],))
+    params = SamplingParams(max_tokens=12, bad_token_sequences=bad, **GREEDY)
+    held = llm.generate([ids], params, use_tqdm=False)[0].outputs[0].token_ids
+    if free[7] not in free[:4]:
+        assert held[:4] == free[:4]
+    assert free[7] not in held and all(held[i : i + 3] != free[2:5] for i in range(10))

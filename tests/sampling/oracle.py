@@ -10,6 +10,7 @@ from jaxserve.sampling import SamplingBatch
 MAX_LEN = 1300  # more than two chunks of counted history
 NUM_STOP = 16
 NUM_BIAS = 8
+NUM_BAD, BAD_TOKENS = 4, 5
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Row:
     bias: dict[int, float] = field(default_factory=dict)
     allowed: list[int] | None = None
     banned: list[int] = field(default_factory=list)
+    bad: list[list[int]] = field(default_factory=list)
     active: bool = True
 
 
@@ -44,6 +46,7 @@ def make_batch(rows: list[Row], vocab_size: int, slots: list[int] | None = None)
     stop_ids = np.full((num_slots, NUM_STOP), -1, np.int32)
     bias_ids = np.full((num_slots, NUM_BIAS), -1, np.int32)
     bias_values = np.zeros((num_slots, NUM_BIAS), np.float32)
+    bad_ids = np.full((num_slots, NUM_BAD, BAD_TOKENS), -1, np.int32)
     allow_bits = np.full((num_slots, -(-vocab_size // 32)), -1, np.int32)
     for slot, row in zip(slots, rows, strict=True):
         history = row.prompt + row.answer
@@ -51,6 +54,8 @@ def make_batch(rows: list[Row], vocab_size: int, slots: list[int] | None = None)
         stop_ids[slot, : len(row.stop_ids)] = row.stop_ids
         bias_ids[slot, : len(row.bias)] = list(row.bias)
         bias_values[slot, : len(row.bias)] = list(row.bias.values())
+        for place, sequence in enumerate(row.bad):
+            bad_ids[slot, place, BAD_TOKENS - len(sequence) :] = sequence
         if row.allowed is not None or row.banned:
             bits = np.zeros(allow_bits.shape[1] * 32, np.uint8)
             bits[_permitted(row, vocab_size)] = 1
@@ -82,6 +87,7 @@ def make_batch(rows: list[Row], vocab_size: int, slots: list[int] | None = None)
         stop_ids=jnp.asarray(stop_ids),
         bias_ids=jnp.asarray(bias_ids),
         bias_values=jnp.asarray(bias_values),
+        bad_ids=jnp.asarray(bad_ids),
         allow_bits=jnp.asarray(allow_bits),
     )
 
@@ -98,6 +104,10 @@ def edited_logits(logits_v: np.ndarray, row: Row) -> np.ndarray:
     edited[permitted] = logits_v[permitted]
     if len(row.answer) < row.min_tokens:
         edited[row.stop_ids] = -np.inf
+    for sequence in row.bad:
+        begin = sequence[:-1]
+        if not begin or row.answer[-len(begin) :] == begin:
+            edited[sequence[-1]] = -np.inf
     for token, value in row.bias.items():
         edited[token] += value
     for token in set(row.prompt + row.answer):

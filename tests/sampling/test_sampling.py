@@ -133,6 +133,7 @@ def random_rows(rng: np.random.Generator, num_rows: int, vocab_size: int) -> lis
             bias=maybe(dict(zip(ids(8), rng.uniform(-5, 5, 8).tolist(), strict=False)), {}),
             allowed=maybe(ids(vocab_size), None) if i % 3 == 0 else None,
             banned=maybe(ids(20), []),
+            bad=maybe([ids(3) or [0] for _ in range(4)], []),
         )
         for i in range(num_rows)
     ]
@@ -195,6 +196,18 @@ def test_seeds_and_positions_decide_the_sample():
     drawn_r = draw(np.tile(logits_v, (len(rows), 1)), rows)
     assert len(set(drawn_r.tolist())) > 30
     assert np.array_equal(drawn_r, draw(np.tile(logits_v, (len(rows), 1)), rows))
+
+
+def test_a_bad_sequence_is_never_completed_but_its_tokens_come_otherwise():
+    logits_v = logits_of({3: 20.0, 9: 20.0}, 0.0)
+    row = Row(prompt=[1, 6], answer=[5, 6], bad=[[5, 6, 3], [7, 9], [6, 6, 9]])
+    assert set(draw_many(logits_v, row, 500).tolist()) == {9}
+    others = ([5, 5], [6], [], [6, 5, 4])
+    for answer in others:  # [6] with the prompt's 6 before it: a prompt begins nothing
+        free = draw_many(logits_v, replace(row, answer=answer), 500)
+        assert set(free.tolist()) == {3, 9}, answer
+    drawn = draw_many(logits_v, replace(row, answer=[7], bad=[[7, 9], [3]]), 500)
+    assert not {3, 9} & set(drawn.tolist())
 
 
 def test_min_tokens_holds_stop_ids_back_until_it_is_reached():

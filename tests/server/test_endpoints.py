@@ -403,3 +403,14 @@ def test_fields_of_many_clients_are_accepted_and_unknown_ones_logged_once(
         talk(conversation)
     told = [record.message for record in caplog.records if "has no effect" in record.message]
     assert len(told) == 1 and "'a_new_field'" in told[0]
+
+
+def test_bad_words_reach_the_engine_as_tokens_with_and_without_a_blank(
+    post: Any, engine: FakeEngine
+):
+    for path, prompt in ((CHAT, {"messages": USER}), (COMPLETIONS, {"prompt": "Hello"})):
+        post(path, {**prompt, "bad_words": ["story", " owl"]})
+        texts = [
+            engine.tokenizer.decode(ids) for ids in engine.added[-1].sampling.bad_token_sequences
+        ]
+        assert texts == ["story", " story", "owl", " owl"]
