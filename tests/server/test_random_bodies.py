@@ -28,6 +28,7 @@ SAMPLING = {
     "seed": 1,
     "stop": ["x"],
     "logit_bias": {"40": 1},
+    "bad_words": ["story"],
     "stop_token_ids": [5],
     "truncate_prompt_tokens": 50,
     "return_token_ids": True,
