@@ -18,7 +18,7 @@ from jaxserve.server.errors import from_exception
 from jaxserve.server.guard import REQUEST_ID
 from jaxserve.server.message_blocks import chat_messages, chat_tool_choice, chat_tools
 from jaxserve.server.openai import ChatCompletionRequest, log_unknown
-from jaxserve.server.parts import Part, Piece, part_of, pieces_of
+from jaxserve.server.parts import Part, Piece, PieceReader, part_of
 from jaxserve.server.streaming import EventStream, named_event, or_gone, to_json
 from jaxserve.types import FinishReason
 
@@ -136,7 +136,7 @@ def _renamed(error: RequestError) -> RequestError:
 
 async def _collect(answers: Answers) -> list[Part]:
     parts: list[Part] = []
-    async for pieces in pieces_of(answers):
+    async for pieces in PieceReader(answers).pieces():
         for piece in pieces:
             if not parts or not parts[-1].holds(piece):
                 parts.append(part_of(piece))
@@ -153,7 +153,7 @@ async def _events(
         message = _message(context, message_id, answers)
         yield named_event({"type": "message_start", "message": message})
         yield named_event({"type": "ping"})
-        async for pieces in pieces_of(answers):
+        async for pieces in PieceReader(answers).pieces():
             for event in blocks.add(pieces):
                 yield named_event(event)
         for event in blocks.end():

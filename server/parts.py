@@ -4,14 +4,13 @@
 writes them in. Knows nothing of HTTP or events.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from jaxserve.chat_formats import CallArguments, CallStart, Event, Reasoning, Text
-from jaxserve.conversation import ChatPlan
-from jaxserve.outputs import PositionLogprobs
+from jaxserve.outputs import OutputDelta, PositionLogprobs
 from jaxserve.server.answers import Answers
 
 Kind = Literal["text", "reasoning", "call"]
@@ -61,47 +60,65 @@ def part_of(piece: Piece) -> Part:
     return Part(piece.kind, "", piece.call_index, piece.call_id, piece.name)
 
 
-async def pieces_of(answers: Answers) -> AsyncGenerator[list[Piece], None]:
-    """The pieces of the only answer, as they come; ends when it has ended.
+class PieceReader:
+    """Reads the pieces out of the only answer to a conversation.
 
-    Raises:
-        EngineDeadError: the engine failed.
+    Attributes:
+        num_reasoning_tokens: tokens that came with nothing but reasoning.
     """
-    plan = answers.plan
-    parser = None if plan is None else plan.parser()
-    names: dict[int, Piece] = {}
-    async with aclosing(answers.deltas()) as deltas:
-        async for _, delta in deltas:
-            if plan is not None and parser is not None:
-                events = parser.feed(delta.text)
-                events += parser.finish() if delta.finish_reason is not None else []
-                if pieces := list(_pieces(plan, events, names, delta.logprobs)):
+
+    def __init__(self, answers: Answers):
+        self.num_reasoning_tokens = 0
+        self._answers = answers
+        self._parser = None if answers.plan is None else answers.plan.parser()
+        self._logprobs: tuple[PositionLogprobs, ...] = ()
+        self._num_tokens = 0
+        self._calls: dict[int, Piece] = {}
+
+    async def pieces(self) -> AsyncGenerator[list[Piece], None]:
+        """The pieces as they come; ends when the answer has ended.
+
+        Raises:
+            EngineDeadError: the engine failed.
+        """
+        async with aclosing(self._answers.deltas()) as deltas:
+            async for _, delta in deltas:
+                if pieces := self._read(delta):
                     yield pieces
-            elif delta.text or delta.logprobs:
-                yield [Piece("text", delta.text, logprobs=delta.logprobs)]
 
+    def _read(self, delta: OutputDelta) -> list[Piece]:
+        """What came, as pieces; log-probabilities go with the first text that there is."""
+        self._logprobs += delta.logprobs
+        self._num_tokens += len(delta.token_ids)
+        if self._parser is None:
+            pieces = [Piece("text", delta.text)] if delta.text else []
+        else:
+            events = self._parser.feed(delta.text)
+            if delta.finish_reason is not None:
+                events += self._parser.finish()
+            pieces = [piece for event in events if (piece := self._piece(event)) is not None]
+        if pieces:
+            if all(piece.kind == "reasoning" for piece in pieces):
+                self.num_reasoning_tokens += self._num_tokens
+            self._num_tokens = 0
+        for i, piece in enumerate(pieces):
+            if piece.kind == "text":
+                pieces[i] = piece._replace(logprobs=self._logprobs)
+                self._logprobs = ()
+                break
+        return pieces
 
-def _pieces(
-    plan: ChatPlan,
-    events: Iterable[Event],
-    calls: dict[int, Piece],
-    logprobs: tuple[PositionLogprobs, ...],
-) -> Iterator[Piece]:
-    """What the events of a reply add; log-probabilities go with the first text there is.
-
-    Args:
-        calls: the beginnings of the calls so far; new ones are added.
-    """
-    for event in events:
+    def _piece(self, event: Event) -> Piece | None:
         match event:
             case Text(text):
-                yield Piece("text", text, logprobs=logprobs)
-                logprobs = ()
+                return Piece("text", text)
             case Reasoning(text):
-                yield Piece("reasoning", text)
+                return Piece("reasoning", text)
             case CallStart(index, name, call_id):
-                call_id = plan.call_id(index, name, call_id)
-                calls[index] = Piece("call", "", index, call_id, name)
-                yield calls[index]
+                assert self._answers.plan is not None, "only a plan has a parser"
+                call_id = self._answers.plan.call_id(index, name, call_id)
+                self._calls[index] = piece = Piece("call", "", index, call_id, name)
+                return piece
             case CallArguments(index, text):
-                yield calls[index]._replace(text=text)
+                return self._calls[index]._replace(text=text)
+        return None

@@ -28,7 +28,7 @@ from jaxserve.server.openai import (
     log_unknown,
     usage,
 )
-from jaxserve.server.parts import pieces_of
+from jaxserve.server.parts import PieceReader
 from jaxserve.server.response_events import Event, OutputItems
 from jaxserve.server.response_items import (
     as_items,
@@ -81,6 +81,7 @@ class _Job:
     body: ResponsesRequest
     chat: ChatCompletionRequest
     answers: Answers
+    reader: PieceReader
     input_items: list[Any]
     history: list[Any]
     owner: str
@@ -100,7 +101,7 @@ async def responses(context: Context, body: ResponsesRequest, http: HttpRequest)
         return EventStream(_events(context, job, output, http.scope[REQUEST_ID]))
 
     async def collect() -> dict[str, Any]:
-        async for pieces in pieces_of(job.answers):
+        async for pieces in job.reader.pieces():
             for _ in output.add(pieces):
                 pass
         return _finish(context, job, output)[-1]["response"]
@@ -171,6 +172,7 @@ async def _admit(context: Context, body: ResponsesRequest, owner: str) -> _Job:
         body,
         chat,
         answers,
+        PieceReader(answers),
         items,
         history,
         owner,
@@ -225,7 +227,7 @@ async def _events(
         begun = _response(job, "in_progress", [])
         for kind in ("response.created", "response.in_progress"):
             yield named_event(output.numbered(kind, response=begun))
-        async for pieces in pieces_of(job.answers):
+        async for pieces in job.reader.pieces():
             for event in output.add(pieces):
                 yield named_event(event)
         for event in _finish(context, job, output):
@@ -264,7 +266,7 @@ def _usage(job: _Job) -> dict[str, Any]:
         "input_tokens": counted["prompt_tokens"],
         "input_tokens_details": {**counted["prompt_tokens_details"], "cache_write_tokens": 0},
         "output_tokens": counted["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": job.reader.num_reasoning_tokens},
         "total_tokens": counted["total_tokens"],
     }
 
