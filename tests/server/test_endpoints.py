@@ -341,7 +341,8 @@ def test_every_chunk_can_say_how_much_was_used(post: Any, engine: FakeEngine):
     for path, prompt in ((CHAT, {"messages": USER}), (COMPLETIONS, {"prompt": "Hello"})):
         chunks = post(path, {**prompt, **body})["chunks"]
         counts = [c["usage"]["completion_tokens"] for c in chunks if c["usage"]]
-        assert counts == sorted(counts) and counts[-1] == 4 and len(counts) >= 4
+        # Steps that come while the loop is busy make one chunk.
+        assert counts == sorted(counts) and counts[-1] == 4 and len(counts) >= 2
 
 
 def test_an_answer_that_was_begun_is_continued(post: Any, engine: FakeEngine):
