@@ -138,6 +138,27 @@ def test_embedding_compiles_nothing(llm: LLM):
     assert compilations == []
 
 
+def test_states_do_not_depend_on_the_number_of_devices(llm: LLM):
+    params = SamplingParams(max_tokens=2, return_logits=True, return_prompt_states=True, **GREEDY)
+    (alone,) = llm.generate([prompt(30)], params, use_tqdm=False)
+    (embedded,) = llm.embed([prompt(30)], pooling="mean", use_tqdm=False)
+    with LLM(
+        str(TINY),
+        dtype="float32",
+        max_model_len=96,
+        max_num_seqs=2,
+        max_num_batched_tokens=32,
+        tensor_parallel_size=2,
+        warmup=False,
+        progress=False,
+    ) as split:
+        (output,) = split.generate([prompt(30)], params, use_tqdm=False)
+        (shared,) = split.embed([prompt(30)], pooling="mean", use_tqdm=False)
+    assert alone.prompt_logits is not None and output.prompt_logits is not None
+    assert np.abs(alone.prompt_logits - output.prompt_logits).max() <= TOLERANCE
+    assert np.abs(embedded.outputs.embedding - shared.outputs.embedding).max() <= TOLERANCE
+
+
 def test_fewer_dimensions_are_the_first_ones_scaled_again(llm: LLM):
     whole = llm.embed([prompt(5)], use_tqdm=False)[0].outputs.embedding
     few = llm.embed([prompt(5)], dimensions=4, use_tqdm=False)[0].outputs.embedding
