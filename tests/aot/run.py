@@ -27,6 +27,7 @@ from tests.aot.fusion_jobs import fusion_jobs
 from tests.aot.gpu_kernels import GpuKernel
 from tests.aot.hlo import find_copies
 from tests.aot.jobs import BACKENDS, Job, jobs_for
+from tests.aot.latent_step import latent_step_jobs
 
 MAX_SPILL_BYTES = 0
 """Of a thread, stored and loaded; a kernel that spills wants smaller tiles or another layout."""
@@ -75,6 +76,7 @@ def main() -> int:
             *latent_jobs(target, backends),
             *expert_jobs(target, backends),
             *fusion_jobs(target),
+            *latent_step_jobs(target),
             *step_jobs(target),
         ]
         jobs = [x for x in all_jobs if options.only.search(_title(target, x))]
