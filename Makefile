@@ -88,6 +88,7 @@ train: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_performance.py
+	$(BIN)/python docs/make_cli.py
 
 $(VENV)/.created:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"

@@ -70,9 +70,13 @@ class ProgramStore:
     Args:
         folder: created with mode 0700 if missing; None keeps nothing.
         identity: everything, beyond its arguments, that decides what a program computes.
+
+    Attributes:
+        num_kept: programs that an earlier start had traced, so far.
     """
 
     def __init__(self, folder: Path | None, identity: str):
+        self.num_kept = 0
         self._folder = folder
         self._identity = "\n".join(
             (
@@ -98,7 +102,9 @@ class ProgramStore:
         key = "\n".join((self._identity, spec.name, *types))
         path = folder / f"{blake3(key.encode()).hexdigest()}.stablehlo"
         try:
-            return export.deserialize(bytearray(_read(path)))
+            kept = export.deserialize(bytearray(_read(path)))
+            self.num_kept += 1
+            return kept
         except FileNotFoundError:
             pass
         except Exception as error:  # what another jaxlib wrote can fail anywhere in the parser

@@ -238,6 +238,11 @@ class Runner:
         and those of transfers."""
         return len(self._compiled)
 
+    @property
+    def num_kept_graphs(self) -> int:
+        """How many of them an earlier start had traced."""
+        return self._store.num_kept
+
     def compile(self, progress: Progress = no_progress) -> None:
         """Compile every program ahead of time; `progress` hears of each."""
         specs = [self._step_spec(bucket) for bucket in self._buckets]

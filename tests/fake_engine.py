@@ -103,6 +103,7 @@ class FakeEngine:
             num_cache_tokens=16_384,
             kv_bytes=1 << 20,
             num_graphs=7,
+            num_kept_graphs=3,
             compile_s=1.5,
         )
 

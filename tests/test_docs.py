@@ -3,19 +3,47 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
+from jaxserve.cli.commands import ENTRIES
 from jaxserve.config import Config
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_configuration_page_is_what_the_settings_say():
-    path = ROOT / "docs" / "make_configuration.py"
-    spec = importlib.util.spec_from_file_location("make_configuration", path)
+def maker(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_configuration_page_is_what_the_settings_say():
+    module = maker("make_configuration")
     assert module.PAGE.read_text() == module.page(), "run `make docs`"
+
+
+def test_the_command_page_has_every_command_and_flag():
+    module = maker("make_cli")
+    assert module.PAGE.read_text() == module.page(), "run `make docs`"
+    for name in ENTRIES:
+        assert f"## jaxserve {name}\n" in module.page()
+
+
+def test_every_command_of_the_task_pages_exists_with_its_flags():
+    known = {name: entry.load(name) for name, entry in ENTRIES.items()}
+    for page in ("serve", "chat", "batch", "benchmark"):
+        text = (ROOT / "docs" / f"{page}.md").read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^|`|\$ |\| )jaxserve ([a-z][^`\n]*)", text, re.MULTILINE):
+            command: Any = known[line.split()[0]]
+            below = getattr(command, "entries", None)
+            if below is not None:
+                command = below[line.split()[1]].load(line.split()[1])
+            flags = {spelt for p in command.params for spelt in (*p.opts, *p.secondary_opts)}
+            for flag in re.findall(r"(?<!\S)-{1,2}[a-z][a-z-]*", line.partition("#")[0]):
+                assert flag in flags, f"docs/{page}.md: jaxserve {line}: {flag}"
 
 
 def test_every_link_between_the_docs_leads_somewhere():

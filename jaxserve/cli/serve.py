@@ -9,12 +9,11 @@ import sys
 import time
 from typing import Any
 
-import jaxserve
-from jaxserve.cli.configure import shown_value
 from jaxserve.cli.flags import with_model_argument, with_settings
+from jaxserve.cli.plan import plan
 from jaxserve.config import Config
 from jaxserve.errors import ConfigError
-from jaxserve.settings import Settings, all_settings
+from jaxserve.settings import Settings
 
 GRACEFUL_S = 10
 MAX_PORT = 65_535
@@ -68,23 +67,6 @@ def bind(config: Config) -> socket.socket:
     return listener
 
 
-def plan(settings: Settings, url: str) -> list[str]:
-    """What is about to happen, before it takes long."""
-    config = settings.config
-    lines = [
-        f"jaxserve {jaxserve.__version__}",
-        f"  model     {config.model.model or 'the embedded model'}",
-        f"  address   {url}" + (" (with API key)" if config.server.api_key else ""),
-        f"  at once   {config.scheduler.max_num_seqs} sequences, "
-        f"{config.scheduler.max_num_waiting} more may wait",
-    ]
-    if settings.origins:
-        known = all_settings()
-        changed = [f"{n} = {shown_value(settings, known[n])}" for n in settings.origins]
-        lines.append("  settings  " + ", ".join(changed))
-    return lines
-
-
 def ready(engine: Any, url: str, elapsed_s: float) -> list[str]:
     """The lines that say that requests are served, how much fits, and how to send one."""
     report, config = engine.report, engine.config
@@ -106,8 +88,10 @@ def ready(engine: Any, url: str, elapsed_s: float) -> list[str]:
         f"{report.num_cache_tokens:,} tokens, {report.kv_bytes / 2**20:,.0f} MiB; "
         f"context {engine.max_model_len:,} tokens",
         *_tiers(engine),
-        f"  graphs    {report.num_graphs} compiled in {report.compile_s:.1f} s",
+        f"  graphs    {report.num_graphs} compiled in {report.compile_s:.1f} s, "
+        f"{report.num_kept_graphs} of them traced at an earlier start",
         f"ready after {elapsed_s:.1f} s: {engine.model_name} on {url}/v1",
+        f"  in a browser: {url}/",
         f"  curl {url}/v1/{path} -H 'Content-Type: application/json'{key} \\",
         f"    -d '{json.dumps(body)}'",
     ]

@@ -42,6 +42,7 @@ class StartupReport:
     kv_bytes: int
     num_graphs: int
     compile_s: float
+    num_kept_graphs: int = 0  # traced by an earlier start
 
 
 class Engine:

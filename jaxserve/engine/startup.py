@@ -164,6 +164,7 @@ def build_engine(
         num_cache_tokens=num_pages[0] * shape.page_size,
         kv_bytes=_bytes_per_page(groups, shape.page_size, dtype) * num_pages[0],
         num_graphs=runner.num_graphs,
+        num_kept_graphs=runner.num_kept_graphs,
         compile_s=compile_s,
     )
     give_back_freed()

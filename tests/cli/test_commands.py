@@ -14,7 +14,8 @@ from jaxserve.cli import main
 from jaxserve.cli.app import as_command
 from jaxserve.cli.commands import ENTRIES
 from jaxserve.cli.flags import settings_of, with_model_argument, with_settings
-from jaxserve.cli.serve import bind, plan
+from jaxserve.cli.plan import plan
+from jaxserve.cli.serve import bind
 from jaxserve.config import Config, ServerConfig
 from jaxserve.errors import ConfigError
 from jaxserve.settings import Settings, all_settings
@@ -203,6 +204,20 @@ def test_the_plan_hides_the_key(monkeypatch: pytest.MonkeyPatch):
     settings = settings_from("some/model", "--api-key", "s3cret")
     text = "\n".join(plan(settings, "http://127.0.0.1:1"))
     assert "s3cret" not in text and "some/model" in text and "api_key = (hidden)" in text
+
+
+def test_the_plan_says_what_will_be_loaded_and_how_much_the_tiers_hold(tmp_path: Path):
+    store = f"file://{tmp_path}?max_bytes=1GiB"
+    argv = ["--num-pages", "100", "--kv-host-bytes", "1MiB", "--kv-store", store]
+    text = "\n".join(plan(settings_from(*argv), "http://127.0.0.1:1"))
+    assert "the embedded model: LlamaForCausalLM, 2.1" in text and "stored as bfloat16" in text
+    # 4 layers x 2 x 2 KV heads x 64 entries x 2 bytes = 2 KiB a token
+    assert "100 pages of 16 tokens, 32 KiB each: 1,600 tokens" in text
+    assert "KV host   1 MiB, some 512 tokens" in text and "at most 1GiB" in text
+    text = "\n".join(plan(settings_from("org/model"), "http://127.0.0.1:1"))
+    assert "org/model: to be fetched from the hub" in text
+    text = "\n".join(plan(settings_from("--max-num-seqs", "2"), "http://127.0.0.1:1"))
+    assert "at most 256 pages" in text and "2 contexts of 2,048 tokens" in text
 
 
 def test_a_port_in_use_is_told_before_any_work():
