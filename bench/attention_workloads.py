@@ -215,7 +215,7 @@ _DEEPSEEK = {"head_dim": 576, "latent_dim": 512}
 LATENT = (
     # DeepSeek-V3: 128 heads, or 16 on each of eight devices; a latent of 512, 64 rotated.
     _decode(64, 8192, heads=(128, 1), **_DEEPSEEK),
-    _prefill(2048, 4096, heads=(128, 1), **_DEEPSEEK),
+    _prefill(1024, 4096, heads=(128, 1), **_DEEPSEEK),
     replace(_decode(64, 8192, heads=(16, 1), **_DEEPSEEK), name="decode 64x8192 16 heads"),
     replace(_prefill(2048, 4096, heads=(16, 1), **_DEEPSEEK), name="prefill 2048 of 4096 16 heads"),
     replace(

@@ -99,7 +99,7 @@ GROUPED = (
     Grouped("Mixtral up, 4096 tokens", 8, 8192, 4096, 14336),
     Grouped("Qwen3-30B-A3B up, 64 tokens", 128, 512, 2048, 768),
     Grouped("Qwen3-30B-A3B down, 64 tokens", 128, 512, 768, 2048),
-    Grouped("Qwen3-30B-A3B up, 4096 tokens", 128, 32768, 2048, 768),
+    Grouped("Qwen3-30B-A3B up, 2048 tokens", 128, 16384, 2048, 768),
     Grouped("DeepSeek-V3 up on one of 8, 64 tokens", 256, 512, 7168, 256),
     Grouped("float32, 64 tokens", 8, 128, 1024, 2048, dtype="float32"),
 )

@@ -54,10 +54,7 @@ DEEPSEEK_V2_LITE = {
     "vocab_size": 102400,
 }
 
-BUCKETS = {
-    "decode 64 rows": Bucket(64, 64, True),
-    "mixed 512 tokens 64 rows": Bucket(512, 64, False),
-}
+BUCKETS = {"decode 64 rows": Bucket(64, 64, True)}
 
 
 def latent_step_jobs(target: str) -> Iterator[Job]:
