@@ -12,11 +12,12 @@ from typing import Any
 from jaxserve.chat_format_choice import ChatFormats
 from jaxserve.chat_formats import ReplyParser, Tool, parse_tools
 from jaxserve.chat_formats.format import ToolFormat
-from jaxserve.chat_formats.patterns import ANY_TEXT, RuleWriter
 from jaxserve.chat_formats.registry import ENFORCEABLE
 from jaxserve.chat_template import Message
 from jaxserve.errors import RequestError
 from jaxserve.structured import Body, GrammarCompiler
+from jaxserve.structured.call_rules import ANY_TEXT, RuleWriter
+from jaxserve.structured.grammar import json_rule
 
 BLANKS = "/[ \\n]{0,4}/"
 """What may stand between reasoning and an answer that must have a form."""
@@ -288,4 +289,4 @@ def _blame_tool(grammars: GrammarCompiler, use: ToolUse) -> None:
     for i, tool in enumerate(use.tools):
         schema = {"type": "object", **tool.parameters}
         param = f"tools.{i}.function.parameters"
-        grammars.check(Body("%json " + json.dumps(schema), schema=schema, param=param))
+        grammars.check(Body(json_rule(schema), schema=schema, param=param))

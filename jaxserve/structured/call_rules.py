@@ -14,9 +14,9 @@ from jaxserve.chat_formats.format import (
     TextBefore,
 )
 from jaxserve.chat_formats.tools import Tool
+from jaxserve.structured.grammar import json_rule
 
 ANY_TEXT = "/(?s:.*)/"
-JSON_OPTIONS = {"whitespace_pattern": r"\x20"}
 
 
 class RuleWriter:
@@ -94,6 +94,5 @@ class RuleWriter:
 
     def _json(self, schema: object) -> str:
         name = f"json_{len(self.rules)}"
-        whole = dict(schema) if isinstance(schema, Mapping) else {}
-        self.rules.append(f"{name}: %json " + json.dumps({**whole, "x-guidance": JSON_OPTIONS}))
+        self.rules.append(f"{name}: {json_rule(schema if isinstance(schema, Mapping) else {})}")
         return name
