@@ -70,7 +70,8 @@ def random_engine(
                 scheduler=SchedulerConfig(
                     max_num_seqs=size.batch, max_num_batched_tokens=size.chunk
                 ),
-                runtime=RuntimeConfig(attention_backend=size.backend, warmup=True),
+                # On a CPU, what a GPU would run, interpreted or not: no C++ kernels.
+                runtime=RuntimeConfig(attention_backend=size.backend, native_cpu=False),
             ),
             buckets=buckets,
         )

@@ -18,6 +18,8 @@ CACHE_BYTES = 256 << 20
 """Several times the largest L2 cache."""
 
 MAX_SETS = 64
+MAX_LAYERS = 2
+"""Of the pool: pages of a layer then do not lie side by side, as in a real one."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def make_inputs(work: Workload, max_pool_bytes: int, seed: int = 0) -> Inputs:
     """Random arrays on the device; fewer layers, if the pool would not fit otherwise."""
     work = replace(work, spare_pages=0)
     layer_bytes = work.num_pages * work.page_size * work.token_bytes
-    num_layers = max(1, min(work.num_layers, 4, max_pool_bytes // layer_bytes))
+    num_layers = max(1, min(work.num_layers, MAX_LAYERS, max_pool_bytes // layer_bytes))
     num_sets = max(1, min(MAX_SETS, CACHE_BYTES // layer_bytes, max_pool_bytes // layer_bytes))
     pages_of_set = work.num_pages
     work = replace(work, num_layers=num_layers, spare_pages=(num_sets - 1) * pages_of_set)
@@ -50,17 +52,17 @@ def make_inputs(work: Workload, max_pool_bytes: int, seed: int = 0) -> Inputs:
     abstract = work.abstract_pages()
     scales = abstract.scales_rkp
     pages = KVPages(
-        _random(next(key), abstract.rows_rkph),
+        random_array(next(key), abstract.rows_rkph),
         None if scales is None else jax.random.uniform(next(key), scales.shape, maxval=0.02),
     )
     num_q = work.heads[0]
     sinks_q = jax.random.normal(next(key), (num_q,)) if work.has_sinks else None
-    q_tqh = _random(next(key), work.abstract_tokens(num_q))
+    q_tqh = random_array(next(key), work.abstract_tokens(num_q))
     rows = make_rows(work, pages_of_set, seed)
     return Inputs(work, q_tqh, pages, rows, sinks_q, num_sets, pages_of_set)
 
 
-def _random(key: jax.Array, like: Any) -> jax.Array:
+def random_array(key: jax.Array, like: Any) -> jax.Array:
     def make(key: jax.Array) -> jax.Array:
         if like.dtype == jnp.int8:
             return jax.random.bits(key, like.shape, jnp.uint8).astype(jnp.int8)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bench.attention_workloads import MAIN, MOVES, PAGES_MOVED, Workload
-from bench.gpu.inputs import Inputs, make_inputs
+from bench.gpu.inputs import Inputs, make_inputs, random_array
 from bench.gpu.report import Context
 from bench.gpu.timing import time_loop
 from jaxserve.pallas_kernels.paged_attention import reference
@@ -136,7 +136,7 @@ def relative_error(found: jax.Array, expected: jax.Array) -> float:
 
 def _time_moves(context: Context, work: Workload) -> None:
     """The write of a step's tokens by each backend, and gather and scatter, which they share."""
-    inputs = make_inputs(replace(work, num_layers=4), MAX_POOL_BYTES)
+    whole, inputs = work, make_inputs(work, MAX_POOL_BYTES)
     work = inputs.work
     about = facts(work)
     num_kv, num_tokens = work.heads[1], work.num_tokens
@@ -168,20 +168,24 @@ def _time_moves(context: Context, work: Workload) -> None:
             found = beside_limit(context, timing.median_s, written)
             context.line(**job, **found, **timing.facts())
     if num_tokens == 64 or context.is_tiny:
-        _time_page_moves(context, work, pages.rows_rkph)
+        _time_page_moves(context, whole)
 
 
-def _time_page_moves(context: Context, work: Workload, rows_rkph: jax.Array) -> None:
-    count = min(PAGES_MOVED, work.num_pages)
-    pool = rows_rkph.reshape(work.num_pages, work.num_layers, 2, *rows_rkph.shape[1:])
-    order = jax.random.permutation(jax.random.key(3), work.num_pages)
+def _time_page_moves(context: Context, work: Workload) -> None:
+    """On pages of all layers, as they are moved between tiers."""
+    count = 2 if context.is_tiny else PAGES_MOVED
+    num_pages = 8 * count
+    num_kv, width = work.heads[1], work.head_dim
+    shape = (num_pages, work.num_layers, 2, num_kv, work.page_size, width)
+    pool = random_array(jax.random.key(4), jax.ShapeDtypeStruct(shape, work.kv_dtype))
+    order = jax.random.permutation(jax.random.key(3), num_pages)
     ids = order[:count].astype(jnp.int32)
     moved = jnp.copy(pool[:count])
     num_bytes = 2 * moved.size * moved.dtype.itemsize
     label = str(work).removeprefix("64 tokens")
 
     def places(ids: jax.Array, index: jax.Array) -> jax.Array:
-        return (ids + index.astype(jnp.int32)) % work.num_pages
+        return (ids + index.astype(jnp.int32)) % num_pages
 
     def gather(index: jax.Array, carry: jax.Array, operands: Any) -> jax.Array:
         pool, ids = operands

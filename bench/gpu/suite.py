@@ -153,6 +153,9 @@ def _start(
         chosen = [] if part.name == "tests" else ["-k", "quick"]
         command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]
         command += [*chosen, "--durations=10", f"--junitxml={out.with_suffix('')}-{part.name}.xml"]
+    variables = _environment(is_tiny, part.xla_flags)
+    if not part.module:  # tests start engines in processes of their own, beside this one
+        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if part is BACKGROUND:
         command = ["-c", "import os, runpy, sys; os.nice(15); sys.argv = sys.argv[1:]; "
                    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)",
@@ -160,7 +163,7 @@ def _start(
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env=_environment(is_tiny, part.xla_flags),
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -173,14 +176,13 @@ def _environment(is_tiny: bool, xla_flags: str) -> "dict[str, str]":
     variables = dict(os.environ)
     if xla_flags:
         variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {xla_flags}".strip()
-    # Where the tests have their C++ kernels, if it is a CPU that runs.
-    cache = ROOT / ".cache" if is_tiny else ROOT / ".cache" / "gpu-suite"
+    cache = ROOT / ".cache" / "gpu-suite"
     path = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
     variables |= {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONUNBUFFERED": "1",
         "XDG_CACHE_HOME": str(cache),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "gpu-suite" / "xla"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.90",
