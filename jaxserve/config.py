@@ -18,6 +18,8 @@ ATTENTION_BACKENDS = ("auto", "mosaic_gpu", "triton", "tpu", "cpu_native", "refe
 OFFLOAD_MODES = ("auto", "eager", "lazy")
 LOAD_MODES = ("auto", "load", "recompute")
 LOAD_FORMATS = ("auto", "dummy")
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
 
@@ -128,12 +130,39 @@ class RuntimeConfig:
 class ServerConfig:
     host: str = setting("127.0.0.1", "address to listen on; a public one needs an API key")
     port: int = setting(8000, "port to listen on; 0 picks a free one")
-    api_key: str | None = setting(None, "key that clients must send as a bearer token")
+    api_key: str | None = setting(
+        None, "key that clients must send as a bearer token; several are separated by commas"
+    )
+    api_key_file: str | None = setting(None, "file of API keys, one a line; beside api-key")
     admin_key: str | None = setting(
         None, "another key, for /admin routes (`jaxserve kv`); without it there are none"
     )
     max_stored_responses: int = setting(
         1000, "answers of /v1/responses that can be asked for again; at most 64 MiB; 0: none"
+    )
+    allowed_origins: str | None = setting(
+        None,
+        "web pages that may ask from a browser (CORS), such as 'https://chat.example.com', "
+        "separated by commas; '*' is all; default: none",
+    )
+    engine_process: bool = setting(
+        True, "run the engine in a process of its own, so that serving does not slow its steps"
+    )
+    request_timeout_s: float = setting(3600.0, "longest time for one request, queue included")
+    log_format: str = setting("text", "lines for people, or JSON objects", choices=LOG_FORMATS)
+    log_level: str = setting(
+        "warning", "what is logged; info has a line for each request", choices=LOG_LEVELS
+    )
+    slow_request_s: float = setting(
+        60.0,
+        "requests that take longer are logged, with the time queued, prefilling, decoding",
+    )
+    otlp_endpoint: str | None = setting(
+        None,
+        "where traces go, such as http://127.0.0.1:4318: OTLP over HTTP; needs jaxserve[traces]",
+    )
+    drain_timeout_s: float = setting(
+        30.0, "how long running requests may go on after SIGTERM; a second signal ends them at once"
     )
 
 
@@ -169,12 +198,18 @@ class Config:
                 "admin_key equals api_key: clients could clear and erase the KV cache; make it "
                 "another one, for instance with `openssl rand -hex 32`"
             )
+        for name in ("request_timeout_s", "drain_timeout_s", "slow_request_s"):
+            if not 0 <= getattr(self.server, name) < 1e9:
+                raise ConfigError(
+                    f"server.{name} is {getattr(self.server, name)}; expected seconds from 0 on"
+                )
         if "" in (self.server.admin_key, self.server.api_key):
             raise ConfigError("an API key or admin key is empty; leave it out, or give a real one")
-        if not _is_loopback(self.server.host) and not self.server.api_key:
+        has_key = self.server.api_key or self.server.api_key_file
+        if not _is_loopback(self.server.host) and not has_key:
             raise ConfigError(
                 f"host {self.server.host!r} can be reached from other machines: set an API key "
-                "(--api-key or JAXSERVE_API_KEY), or listen on 127.0.0.1"
+                "(--api-key, --api-key-file or JAXSERVE_API_KEY), or listen on 127.0.0.1"
             )
 
 

@@ -197,10 +197,12 @@ class PromptReuse:
     Attributes:
         cached: prompt tokens by where they were found: "device", "host", or a store's name.
         decision: None if lower tiers had nothing to decide about.
+        queued_s: how long the request waited for a place in a step.
     """
 
     cached: Mapping[str, int]
     decision: LoadDecision | None = None
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,6 +239,20 @@ class TokenEvent(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     reuse: PromptReuse | None = None
     states: States | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartupReport:
+    """What start-up did, for the ready line."""
+
+    num_params: int
+    load_s: float
+    num_pages: tuple[int, ...]  # per KV group
+    num_cache_tokens: int
+    kv_bytes: int
+    num_graphs: int
+    compile_s: float
+    num_kept_graphs: int = 0  # traced by an earlier start
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Answers:
                     if delta.must_abort:
                         ended.append(event.request_id)
             if ended:
-                self._bridge.abort(ended)
+                self._bridge.abort(ended, "stop")
             for index in touched:
                 delta = merge_deltas(held[index])
                 if delta.text or delta.logprobs or delta.finish_reason is not None:

@@ -1,10 +1,11 @@
 """The HTTP routes over one engine. Routes only: what they do is in `chat` and `completions`.
 
-create_app(engine) -> ASGI app; the engine runs from start-up to shut-down of the app.
+create_app(engine) -> ASGI app; the engine runs from start-up to shut-down of the app. make_app is
+the same for an engine that comes later, and may be in another process.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 import jaxserve
+from jaxserve.config import ServerConfig
 from jaxserve.errors import EngineDeadError, RequestError, StoreError
 from jaxserve.llm import EngineLike
 from jaxserve.server.admin import add_admin_routes
@@ -25,6 +28,8 @@ from jaxserve.server.context import Context
 from jaxserve.server.embeddings import EmbeddingRequest, embeddings
 from jaxserve.server.errors import ApiError, from_exception, from_validation, unavailable
 from jaxserve.server.guard import REQUEST_ID, App, Guard
+from jaxserve.server.keys import access_of
+from jaxserve.server.lifecycle import Lifecycle
 from jaxserve.server.messages import (
     CountTokensRequest,
     MessagesRequest,
@@ -56,22 +61,65 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(engine: EngineLike) -> App:
-    """An ASGI app that serves `engine`, and owns it from its start-up on.
+    """An ASGI app that serves an engine of this process, and owns it from its start-up on.
 
-    Its API key and admin key are those in the engine's config.
+    Its keys are those in the engine's config.
     """
-    server = engine.config.server
-    guard = Guard(_routes(engine), api_key=server.api_key, admin_key=server.admin_key)
-    return AnthropicFront(guard)
+
+    async def open_engine(lifecycle: Lifecycle) -> None:
+        lifecycle.become_ready(Context.of_engine(engine))
+
+    return make_app(engine.config.server, Lifecycle(), open_engine)
 
 
-def _routes(engine: EngineLike) -> FastAPI:
+def make_app(
+    config: ServerConfig,
+    lifecycle: Lifecycle,
+    open_engine: Callable[[Lifecycle], Awaitable[None]] | None = None,
+) -> App:
+    """An ASGI app that serves whatever context its lifecycle gets.
+
+    Args:
+        open_engine: awaited at start-up, before anything is served; None: somebody else will see
+            to the context, and until then requests get 503.
+
+    Raises:
+        ConfigError: a key file that cannot be read.
+    """
+    access = access_of(config)
+    guard = Guard(
+        _routes(lifecycle, open_engine, has_admin=access.admin_key is not None),
+        access,
+        lifecycle,
+        request_timeout_s=config.request_timeout_s,
+    )
+    app = AnthropicFront(guard)
+    if not access.origins:
+        return app
+    return CORSMiddleware(  # pyright: ignore[reportReturnType]
+        app,  # pyright: ignore[reportArgumentType]
+        allow_origins=access.origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+
+
+def _routes(
+    lifecycle: Lifecycle,
+    open_engine: Callable[[Lifecycle], Awaitable[None]] | None,
+    *,
+    has_admin: bool,
+) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.context = context = Context.of_engine(engine)
+        if open_engine is not None:
+            await open_engine(lifecycle)
         yield
-        context.live.close()
-        await context.bridge.stop()
+        if lifecycle.context is not None:
+            lifecycle.context.live.close()
+            await lifecycle.context.bridge.stop()
+            lifecycle.context.grammars.close()
 
     app = FastAPI(
         title="jaxserve",
@@ -83,15 +131,18 @@ def _routes(engine: EngineLike) -> FastAPI:
     _handle_errors(app)
 
     def context_of(request: Request) -> Context:
-        return request.app.state.context
+        assert lifecycle.context is not None, "the guard lets nobody in before"
+        return lifecycle.context
 
     @app.get("/health")
     @app.get("/ping")
     @app.post("/ping")
-    async def health(request: Request) -> Response:
-        if context_of(request).bridge.error is not None:
-            return unavailable().response()
-        return JSONResponse({"status": "ok"})
+    async def health() -> Response:
+        told = lifecycle.health()
+        if told["status"] == "ok":
+            return JSONResponse(told)
+        error = unavailable(told["status"])
+        return JSONResponse({**told, **error.body()}, 503, dict(error.headers))
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> dict[str, Any]:
@@ -111,17 +162,11 @@ def _routes(engine: EngineLike) -> FastAPI:
 
     @app.post("/v1/completions", response_model=None)
     async def post_completions(body: CompletionRequest, request: Request) -> Response:
-        context = context_of(request)
-        if context.bridge.error is not None:
-            return unavailable().response()
-        return await completions(context, body, request)
+        return await completions(context_of(request), body, request)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def post_chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        context = context_of(request)
-        if context.bridge.error is not None:
-            return unavailable().response()
-        return await chat_completions(context, body, request)
+        return await chat_completions(context_of(request), body, request)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
@@ -131,7 +176,7 @@ def _routes(engine: EngineLike) -> FastAPI:
     _add_other_apis(app, context_of)
     _add_small_routes(app, context_of)
 
-    if engine.config.server.admin_key is not None:
+    if has_admin:
         add_admin_routes(app, context_of)
     return app
 

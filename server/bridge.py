@@ -1,31 +1,30 @@
-"""Between asyncio and the engine: the engine runs in a thread of its own, which alone touches it.
+"""Between asyncio and an engine, wherever it runs: requests go in, events come out per request.
 
-Commands go to the thread through one queue, in order. Events come back once per step, with one
-wake-up of the event loop however many requests they belong to. Everything else here runs on the
-event loop. Knows nothing of HTTP or text.
+Everything here runs on the event loop. A `Link` carries commands to the engine and calls the bridge
+back; `ThreadLink` is the way to an engine in this process, `remote.ProcessLink` to one in another.
+Events come once per step, with one wake-up of the event loop however many requests they belong to.
+Knows nothing of HTTP or text.
 
 When the engine fails, every request that is under way gets EngineDeadError, and so does every
 later one.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
+from jaxserve.config import Config
 from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.llm import EngineLike
+from jaxserve.server.engine_calls import EngineCalls, EngineStats
+from jaxserve.server.engine_loop import EngineLoop
+from jaxserve.server.watch import Watch
 from jaxserve.types import Request, TokenEvent
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-LOOK_AGAIN_S = 1.0
-"""How often whoever waits for the engine's thread looks whether it still lives."""
 
 
 class EventQueue:
@@ -34,7 +33,7 @@ class EventQueue:
     def __init__(self, request_ids: Iterable[str]):
         self.unfinished = set(request_ids)
         self._events: list[TokenEvent] = []
-        self._arrived = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
         self._error: EngineDeadError | None = None
 
     async def get(self) -> list[TokenEvent]:
@@ -43,42 +42,63 @@ class EventQueue:
         Raises:
             EngineDeadError: the engine failed and no event is left.
         """
-        await self._arrived.wait()
-        self._arrived.clear()
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         events, self._events = self._events, []
-        if not events and self._error is not None:
-            raise self._error
-        if self._error is not None:
-            self._arrived.set()
         return events
 
     def put(self, event: TokenEvent) -> None:
         self._events.append(event)
-        self._arrived.set()
+        self._wake()
 
     def fail(self, error: EngineDeadError) -> None:
         self._error = error
-        self._arrived.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Link(Protocol):
+    """The way to an engine. Answers come through the bridge's `on_*`, on the event loop."""
+
+    def add(self, ticket: int, requests: Sequence[Request]) -> None: ...
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+    def call(self, ticket: int, name: str, arguments: dict[str, Any]) -> None: ...
+    async def stop(self) -> None: ...
 
 
 class EngineBridge:
     """Serves one engine on the running event loop; made inside it, and stopped by `stop`.
 
     Args:
-        engine: from now on belongs to the bridge's thread.
+        engine: one in this process, which from now on belongs to a thread of the bridge; or
+            anything with its config, if `connect` is given.
+        connect: makes the link; default: a thread of this process.
     """
 
-    def __init__(self, engine: EngineLike):
-        scheduler = engine.config.scheduler
-        self.max_live = scheduler.max_num_seqs + scheduler.max_num_waiting
+    def __init__(
+        self,
+        engine: EngineLike | Any,
+        connect: "Callable[[EngineBridge], Link] | None" = None,
+    ):
+        config: Config = engine.config
+        self.max_live = config.scheduler.max_num_seqs + config.scheduler.max_num_waiting
         self.error: Exception | None = None
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
+        self.watch = Watch()
         self._queues: dict[str, EventQueue] = {}
-        self._admissions: set[asyncio.Future[None]] = set()
-        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
-        self._thread.start()
+        self._tickets = itertools.count()
+        self._admissions: dict[int, asyncio.Future[None]] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._loop = asyncio.get_running_loop()
+        self.link: Link = ThreadLink(engine, self) if connect is None else connect(self)
 
     @property
     def num_live(self) -> int:
@@ -92,8 +112,7 @@ class EngineBridge:
             RequestError: the queue is full, or the engine cannot serve one of them.
             EngineDeadError: the engine has failed.
         """
-        if self.error is not None:
-            raise EngineDeadError("the engine has stopped")
+        self._check_alive()
         if self.num_live + len(requests) > self.max_live:
             raise RequestError(
                 f"{self.num_live} requests are running or waiting and {self.max_live} may; try "
@@ -101,121 +120,77 @@ class EngineBridge:
                 code="queue_full",
             )
         queue = EventQueue(request.request_id for request in requests)
-        admitted: asyncio.Future[None] = self._loop.create_future()
+        ticket = next(self._tickets)
+        admitted = self._admissions[ticket] = self._loop.create_future()
         for request in requests:
             self._queues[request.request_id] = queue
-        self._admissions.add(admitted)
-        self._inbox.put(lambda: self._add(requests, admitted))
+        self.watch.begin(requests)
+        self.link.add(ticket, requests)
         try:
             await admitted
-        except BaseException:  # refused, or the caller was cancelled while it waited
-            self.abort(queue.unfinished)
+        except BaseException as error:  # refused, or the caller was cancelled while it waited
+            self.abort(queue.unfinished, "error" if isinstance(error, RequestError) else "abort")
             raise
         finally:
-            self._admissions.discard(admitted)
+            del self._admissions[ticket]
         return queue
 
-    def abort(self, request_ids: Iterable[str]) -> None:
-        """End requests that nobody waits for any more; ids that have ended are ignored."""
+    def abort(self, request_ids: Iterable[str], reason: str = "abort") -> None:
+        """End requests that nobody waits for any more; ids that have ended are ignored.
+
+        Args:
+            reason: "stop" if the answer is complete, because of a stop string.
+        """
         live = [request_id for request_id in request_ids if request_id in self._queues]
+        self.watch.end(live, reason)
         for request_id in live:
             self._queues.pop(request_id).unfinished.discard(request_id)
-        if live:
-            self._inbox.put(lambda: self._abort(live))
+        if live and self.error is None:
+            self.link.abort(live)
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Run something short on the engine's thread, between steps; returns what it returned.
-
-        Waits, so it is for threads other than the event loop's and the engine's.
+    async def call(self, name: str, **arguments: Any) -> Any:
+        """Ask the engine's side something beside requests; see `engine_calls` for what there is.
 
         Raises:
-            EngineDeadError: the engine has failed or is being closed.
-            Exception: whatever the function raised; the engine goes on.
+            RequestError: the engine has no such thing, or refuses the arguments.
+            EngineDeadError: the engine has failed.
         """
-        outcome: Future[T] = Future()
-        self._inbox.put(lambda: _fulfil(outcome, function))
-        while True:
-            try:
-                return outcome.result(timeout=LOOK_AGAIN_S)
-            except TimeoutError:
-                if outcome.done():  # it is the function's own
-                    raise
-                if not self._thread.is_alive():
-                    raise EngineDeadError("the engine has stopped") from None
+        self._check_alive()
+        ticket = next(self._tickets)
+        answered = self._calls[ticket] = self._loop.create_future()
+        self.link.call(ticket, name, arguments)
+        try:
+            return await answered
+        finally:
+            del self._calls[ticket]
 
-    def wait(self, event: threading.Event) -> None:
-        """Wait for something that the engine's thread will set.
-
-        Raises:
-            EngineDeadError: it never will.
-        """
-        while not event.wait(LOOK_AGAIN_S):
-            if not self._thread.is_alive():
-                raise EngineDeadError("the engine has stopped")
+    async def stats(self) -> EngineStats:
+        """The engine's counters and gauges."""
+        return await self.call("stats")
 
     async def stop(self) -> None:
-        """End all requests, stop the thread and close the engine."""
-        self.error = self.error or EngineDeadError("the server is shutting down")
-        self._fail_all(EngineDeadError("the server is shutting down"))
-        self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
+        """End all requests, stop and close the engine."""
+        if self.error is None:
+            self.on_death(EngineDeadError("the server is shutting down"))
+        await self.link.stop()
 
-    # On the engine's thread.
+    def _check_alive(self) -> None:
+        if self.error is not None:
+            raise EngineDeadError("the engine has stopped")
 
-    def _run(self) -> None:
-        try:
-            while self._obey():
-                if self._engine.has_work:
-                    events = self._engine.step()
-                    if events:
-                        self._post(self._deliver, events)
-        except Exception as error:
-            logger.exception("the engine failed")
-            self._post(self._die, error)
-        try:
-            self._engine.close()
-        except Exception:
-            logger.exception("the engine could not be closed")
+    # What the link calls.
 
-    def _obey(self) -> bool:
-        """Carry out all commands; waits for one if there is nothing else to do. False: stop."""
-        must_wait = not self._engine.has_work
-        while True:
-            try:
-                command = self._inbox.get(block=must_wait)
-            except Empty:
-                return True
-            if command is None:
-                return False
-            command()
-            must_wait = False
+    def on_admission(self, ticket: int, error: Exception | None) -> None:
+        """The engine took the requests of a ticket, or refused them."""
+        _settle(self._admissions.get(ticket), None, error)
 
-    def _add(self, requests: Sequence[Request], admitted: "asyncio.Future[None]") -> None:
-        added: list[str] = []
-        try:
-            for request in requests:
-                self._engine.add(request)
-                added.append(request.request_id)
-        except RequestError as error:
-            for request_id in added:
-                self._engine.abort(request_id)
-            self._post(_settle, admitted, error)
-        else:
-            self._post(_settle, admitted, None)
+    def on_answer(self, ticket: int, result: Any, error: Exception | None) -> None:
+        """A call has ended."""
+        _settle(self._calls.get(ticket), result, error)
 
-    def _abort(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            self._engine.abort(request_id)
-
-    def _post(self, function: Callable[..., None], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:  # the loop has gone: nobody is left to tell
-            logger.debug("an event came after the end of the event loop")
-
-    # On the event loop.
-
-    def _deliver(self, events: list[TokenEvent]) -> None:
+    def on_events(self, events: list[TokenEvent]) -> None:
+        """A step has ended."""
+        self.watch.note(events)
         for event in events:
             queue = self._queues.get(event.request_id)
             if queue is None:
@@ -225,31 +200,76 @@ class EngineBridge:
                 del self._queues[event.request_id]
                 queue.unfinished.discard(event.request_id)
 
-    def _die(self, error: Exception) -> None:
+    def on_death(self, error: Exception) -> None:
+        """The engine has failed, or is gone."""
+        if self.error is not None:
+            return
         self.error = error
-        self._fail_all(EngineDeadError("the engine stopped"))
-
-    def _fail_all(self, error: EngineDeadError) -> None:
+        told = (
+            error if isinstance(error, EngineDeadError) else EngineDeadError("the engine stopped")
+        )
         queues = set(self._queues.values())
+        self.watch.end(self._queues, "error")
         self._queues.clear()
         for queue in queues:
             queue.unfinished.clear()
-            queue.fail(error)
-        for admitted in self._admissions:
-            _settle(admitted, error)
+            queue.fail(told)
+        for waiter in (*self._admissions.values(), *self._calls.values()):
+            _settle(waiter, None, told)
 
 
-def _fulfil(outcome: "Future[T]", function: Callable[[], T]) -> None:
-    try:
-        outcome.set_result(function())
-    except Exception as error:
-        outcome.set_exception(error)
+class ThreadLink:
+    """An engine in this process, on a thread of its own."""
+
+    def __init__(self, engine: EngineLike, bridge: EngineBridge):
+        self._bridge = bridge
+        self._asyncio = asyncio.get_running_loop()
+        self._loop = EngineLoop(engine, lambda events: self._post(bridge.on_events, events))
+        self._calls = EngineCalls(engine, self._loop)
+        self._thread = threading.Thread(target=self._run, name="jaxserve-engine", daemon=True)
+        self._thread.start()
+
+    def add(self, ticket: int, requests: Sequence[Request]) -> None:
+        def add() -> None:
+            self._post(self._bridge.on_admission, ticket, self._loop.add(requests))
+
+        self._loop.put(add)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self._loop.put(lambda: self._loop.abort(request_ids))
+
+    def call(self, ticket: int, name: str, arguments: dict[str, Any]) -> None:
+        def work() -> None:
+            result, failure = None, None
+            try:
+                result = self._calls(name, arguments)
+            except Exception as error:
+                failure = error
+            self._post(self._bridge.on_answer, ticket, result, failure)
+
+        threading.Thread(target=work, name=f"jaxserve-{name}", daemon=True).start()
+
+    async def stop(self) -> None:
+        self._loop.stop()
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        failure = self._loop.run_until_stopped()
+        if failure is not None:
+            self._post(self._bridge.on_death, failure)
+        self._loop.close()
+
+    def _post(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self._asyncio.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop has gone: nobody is left to tell
+            logger.debug("an event came after the end of the event loop")
 
 
-def _settle(admitted: "asyncio.Future[None]", error: Exception | None) -> None:
-    if admitted.done():
+def _settle(waiter: "asyncio.Future[Any] | None", result: Any, error: Exception | None) -> None:
+    if waiter is None or waiter.done():
         return
     if error is None:
-        admitted.set_result(None)
+        waiter.set_result(result)
     else:
-        admitted.set_exception(error)
+        waiter.set_exception(error)

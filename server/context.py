@@ -6,23 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from jaxserve.chat_format_choice import ChatFormats
+from jaxserve.config import Config
 from jaxserve.conversation import ChatPlan, ToolUse, plan_chat
-from jaxserve.errors import EngineDeadError, RequestError
-from jaxserve.kv.stats import KVStats
+from jaxserve.errors import RequestError
 from jaxserve.llm import EngineLike, grammars_of, limits_of
-from jaxserve.requests import (
-    DrawSeed,
-    Limits,
-    check_token_ids,
-    make_requests,
-    without_bad_words,
-)
-from jaxserve.scheduler.stats import SchedulerStats
+from jaxserve.requests import DrawSeed, Limits, make_requests, without_bad_words
 from jaxserve.server.answers import Answers
-from jaxserve.server.bridge import EngineBridge
+from jaxserve.server.bridge import EngineBridge, Link
 from jaxserve.server.live import LiveFeed, Picture, picture
 from jaxserve.server.metrics import render
 from jaxserve.server.openai import SamplingFields, truncated
@@ -32,22 +25,17 @@ from jaxserve.tokenizer import Tokenizer
 from jaxserve.types import Request, SamplingParams
 
 if TYPE_CHECKING:
-    from jaxserve.engine.kv_admin import KVAdmin
+    from jaxserve.server.remote import RemoteEngine
 
 T = TypeVar("T")
+
+Connect: TypeAlias = Callable[[EngineBridge], Link]
 
 WARMUP_MESSAGES = ({"role": "user", "content": "Hello"},)
 """Rendered once at start: the first client need not wait until the template is compiled."""
 
 LONG_TEXT_CHARS = 8192
 """Longer texts are tokenised in a thread, so that other streams go on."""
-
-
-class Counted(NamedTuple):
-    """What an engine counts; None: it has nothing to tell."""
-
-    engine: SchedulerStats | None
-    kv: KVStats | None
 
 
 @dataclass
@@ -59,10 +47,9 @@ class Context:
     model_name: str
     draw_seed: DrawSeed
     bridge: EngineBridge
-    engine: EngineLike
+    config: Config
     grammars: GrammarCompiler
     chat_formats: ChatFormats
-    kv: "KVAdmin | None" = None
     responses: ResponseStore = field(default_factory=lambda: ResponseStore(0))
     unknown_fields: set[str] = field(default_factory=set)
     created_s: int = field(default_factory=lambda: int(time.time()))
@@ -72,47 +59,45 @@ class Context:
         self.live = LiveFeed(self.picture)
 
     @classmethod
-    def of_engine(cls, engine: EngineLike) -> "Context":
-        """Take over an engine; needs a running event loop."""
+    def of_engine(
+        cls, engine: "EngineLike | RemoteEngine", connect: "Connect | None" = None
+    ) -> "Context":
+        """Take over an engine; needs a running event loop.
+
+        Args:
+            connect: the way to an engine in another process.
+        """
         if engine.tokenizer.has_chat_template:
             with contextlib.suppress(RequestError):  # some templates refuse this message
                 engine.tokenizer.encode_chat(WARMUP_MESSAGES)
         config = engine.config.model
         formats = ChatFormats.of(engine.tokenizer, config.tool_call_parser, config.reasoning_parser)
-        grammars = grammars_of(engine)
+        grammars = grammars_of(engine)  # pyright: ignore[reportArgumentType]
         grammars.warm_up()
-        bridge = EngineBridge(engine)
+        bridge = EngineBridge(engine, connect)
         return cls(
             tokenizer=engine.tokenizer,
-            limits=limits_of(engine),
+            limits=limits_of(engine),  # pyright: ignore[reportArgumentType]
             model_name=engine.model_name,
             draw_seed=DrawSeed(engine.config.runtime.seed),
             bridge=bridge,
+            config=engine.config,
             responses=ResponseStore(engine.config.server.max_stored_responses),
-            engine=engine,
             grammars=grammars,
             chat_formats=formats,
-            kv=_kv_admin(engine, bridge),
         )
 
     async def metrics(self) -> bytes:
         """What the engine counts, as Prometheus text."""
-        return await beside(lambda: render(*self._counted(), self.bridge.num_live))
+        bridge = self.bridge
+        stats = await bridge.stats()
+        return render(stats.scheduler, stats.kv, bridge.num_live, bridge.watch, self.model_name)
 
     async def picture(self) -> Picture:
         """What the engine counts, for people who watch it; raises EngineDeadError."""
-        if self.bridge.error is not None:
-            raise EngineDeadError("the engine has stopped; the server must be restarted")
-        engine, kv = await beside(self._counted)
-        return picture(self.engine.config, engine, kv, self.bridge.num_live, time.time())
-
-    def _counted(self) -> "Counted":
-        """Read on the engine's thread; waits, so it is not for the event loop."""
-        stats = getattr(self.engine, "stats", None)
-        kv_stats = getattr(self.engine, "kv_stats", None)
-        if stats is None or kv_stats is None:
-            return Counted(None, None)
-        return self.bridge.run(lambda: Counted(stats(), kv_stats()))
+        stats = await self.bridge.stats()
+        num_live = self.bridge.num_live
+        return picture(self.config, stats.scheduler, stats.kv, num_live, time.time())
 
     def check_model(self, name: str | None) -> None:
         """Raises RequestError if a request names another model."""
@@ -218,23 +203,6 @@ class Context:
     async def submit(self, requests: Sequence[Request]) -> Answers:
         """Admit requests, all or none, before anything of the response is sent."""
         return await Answers.submit(self.bridge, requests, self.tokenizer)
-
-
-def _kv_admin(engine: EngineLike, bridge: EngineBridge) -> "KVAdmin | None":
-    """The administration of the engine's tiers, if it is an engine that has any."""
-    if not hasattr(engine, "tier_control"):
-        return None
-    from jaxserve.engine import Engine
-    from jaxserve.engine.kv_admin import KVAdmin
-
-    assert isinstance(engine, Engine)
-    limits = limits_of(engine)
-
-    def encode(prompt: Any) -> Sequence[int]:
-        ids = engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return check_token_ids(ids, "prompt", limits.vocab_size)
-
-    return KVAdmin(engine, bridge.run, bridge.wait, encode)
 
 
 async def beside(function: Callable[[], T]) -> T:

@@ -25,8 +25,16 @@ STATUS_OF_CODE = {
     "busy": 409,
     "unsupported_engine": 501,
 }
+UNAVAILABLE = {
+    "loading": ("the model is still loading; /health tells how far it is", 2),
+    "draining": ("the server is shutting down; ask another one", 5),
+    "dead": ("the engine has stopped; the server must be restarted", 30),
+}
+"""What is said, and after how many seconds to try again."""
+
 TYPE_OF_STATUS = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -79,14 +87,10 @@ def from_exception(error: Exception, request_id: str) -> ApiError:
     return ApiError(500, message, "internal_error")
 
 
-def unavailable() -> ApiError:
-    """The engine is dead before a request is taken."""
-    return ApiError(
-        503,
-        "the engine has stopped; the server must be restarted",
-        "engine_dead",
-        headers={"Retry-After": "30"},
-    )
+def unavailable(status: str = "dead") -> ApiError:
+    """No request is taken now: the server is "loading", "draining" or "dead"."""
+    message, retry_s = UNAVAILABLE[status]
+    return ApiError(503, message, f"engine_{status}", headers={"Retry-After": str(retry_s)})
 
 
 def from_validation(errors: Sequence[Any]) -> ApiError:

@@ -1,7 +1,8 @@
 """Engine and tiers as Prometheus text; every number is read from frozen statistics.
 
-Names begin with `jaxserve_`; times are in seconds, sizes in bytes. Label `tier` and `source` are
-"device", "host" or a store's name. Knows nothing of engines or routes.
+Names begin with `jaxserve_`, or are vLLM's (see `vllm_metrics`); times are in seconds, sizes in
+bytes. Label `tier` and `source` are "device", "host" or a store's name. Knows nothing of engines or
+routes.
 """
 
 import itertools
@@ -19,22 +20,43 @@ from prometheus_client.core import (
 from jaxserve.kv.stats import KVStats, StoreStats
 from jaxserve.kv.stores.stats import LATENCY_BOUNDS_S, OperationStats
 from jaxserve.scheduler.stats import SchedulerStats
+from jaxserve.server.vllm_metrics import vllm_metrics
+from jaxserve.server.watch import Watch
 
 METRICS_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "jaxserve_"
 OPERATIONS = ("probe", "get", "put", "alone")
 
 
-def render(engine: SchedulerStats | None, kv: KVStats | None, num_live: int) -> bytes:
+def render(
+    engine: SchedulerStats | None,
+    kv: KVStats | None,
+    num_live: int,
+    watch: Watch | None = None,
+    model_name: str = "",
+) -> bytes:
     """The text of one scrape.
 
     Args:
         engine, kv: of the engine; None: it has none to tell.
         num_live: requests that the server has taken and not answered.
+        watch: what the server counted, for the metrics that vLLM has, too.
     """
     registry = CollectorRegistry()
     registry.register(_Snapshot(engine, kv, num_live))
+    if watch is not None:
+        registry.register(_Fixed(list(vllm_metrics(model_name, watch, engine))))
     return generate_latest(registry)
+
+
+class _Fixed:
+    """A collector over metrics that are there."""
+
+    def __init__(self, metrics: list[Metric]):
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
 
 
 class _Snapshot:

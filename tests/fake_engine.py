@@ -17,6 +17,7 @@ from jaxserve.types import (
     FinishReason,
     PromptReuse,
     Request,
+    StartupReport,
     States,
     TokenEvent,
     TokenLogprobs,
@@ -53,6 +54,20 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Tokenizer:
         byte_level_backend(),
         special_tokens={"bos_token": "<|begin|>", "eos_token": "<|end|>"},
         chat_templates={} if chat_template is None else {"default": chat_template},
+    )
+
+
+def report_of_nothing() -> StartupReport:
+    """What a start-up that did nothing says."""
+    return StartupReport(
+        num_params=1_234_567,
+        load_s=0.1,
+        num_pages=(1024, 64),
+        num_cache_tokens=16_384,
+        kv_bytes=1 << 20,
+        num_graphs=7,
+        compile_s=1.5,
+        num_kept_graphs=3,
     )
 
 
@@ -95,17 +110,8 @@ class FakeEngine:
         return SimpleNamespace(dtype="float32", config=vocab)
 
     @property
-    def report(self) -> Any:
-        return SimpleNamespace(
-            num_params=1_234_567,
-            load_s=0.1,
-            num_pages=(1024, 64),
-            num_cache_tokens=16_384,
-            kv_bytes=1 << 20,
-            num_graphs=7,
-            num_kept_graphs=3,
-            compile_s=1.5,
-        )
+    def report(self) -> StartupReport:
+        return report_of_nothing()
 
     @property
     def has_work(self) -> bool:

@@ -1,8 +1,6 @@
 """`jaxserve serve`: a plan, then the work with its progress, then a line that says where to go."""
 
-import asyncio
 import json
-import logging
 import signal
 import socket
 import sys
@@ -15,11 +13,9 @@ from jaxserve.config import Config
 from jaxserve.errors import ConfigError
 from jaxserve.settings import Settings
 
-GRACEFUL_S = 10
 MAX_PORT = 65_535
 SWITCH_S = 0.0005
 """How long the event loop may keep the engine's thread waiting (Python's own default is 5 ms)."""
-MAX_HEADER_BYTES = 64 << 10
 
 
 @with_model_argument
@@ -29,17 +25,27 @@ def serve(*, settings: Settings) -> int:
     started_s = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
     sys.setswitchinterval(SWITCH_S)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     listener = bind(settings.config)
     try:
         url = f"http://{_host_of(listener)}"
         _print("\n".join(plan(settings, url)))
-        engine = _build(settings.config)
-        asyncio.run(_run(engine, listener, url, started_s))
+        from jaxserve.progress import Progress
+        from jaxserve.server.launch import serve as serve_until_stopped
+        from jaxserve.server.logs import set_up_logs
+
+        server = settings.config.server
+        set_up_logs(server.log_format, server.log_level)
+
+        def on_ready(engine: Any) -> None:
+            _print("\n".join(ready(engine, url, time.monotonic() - started_s)))
+
+        with Progress() as bars:
+            serve_until_stopped(settings.config, listener, bars, on_ready)
     except KeyboardInterrupt:
-        _print("stopped")
+        pass
     finally:
         listener.close()
+    _print("stopped")
     return 0
 
 
@@ -99,44 +105,10 @@ def ready(engine: Any, url: str, elapsed_s: float) -> list[str]:
 
 def _tiers(engine: Any) -> list[str]:
     """A line about what is below the device, if anything is."""
-    lower = getattr(engine, "lower", None)
-    if lower is None:
-        return []
-    stores = [worker.name for worker in lower.cascade.workers] if lower.cascade else []
-    size = f"{lower.pool.num_bytes / 2**20:,.0f} MiB in {lower.pool.num_slots:,} slots"
-    return [f"  KV tiers  host {size}" + "".join(f", {name}" for name in stores)]
+    from jaxserve.server.engine_process import tiers_of
 
-
-async def _run(engine: Any, listener: socket.socket, url: str, started_s: float) -> None:
-    import uvicorn
-
-    from jaxserve.server.app import create_app
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(engine),  # pyright: ignore[reportArgumentType]
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=GRACEFUL_S,
-        )
-    )
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if server.started:
-        _print("\n".join(ready(engine, url, time.monotonic() - started_s)))
-    await serving
-
-
-def _build(config: Config) -> Any:
-    from jaxserve.engine import build_engine
-    from jaxserve.progress import Progress
-
-    with Progress() as bars:
-        return build_engine(config, bars)
+    text = engine.tiers if hasattr(engine, "tiers") else tiers_of(engine)
+    return [f"  KV tiers  {text}"] if text else []
 
 
 def _host_of(listener: socket.socket) -> str:

@@ -5,7 +5,6 @@ host. Not thread-safe: one thread owns an engine. Knows nothing of text or HTTP.
 """
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from jaxserve.runner import Runner, StepHandle
 from jaxserve.scheduler import Scheduler, SchedulerStats
 from jaxserve.structured import GrammarCompiler, fill_masks
 from jaxserve.tokenizer import Tokenizer
-from jaxserve.types import Request, TokenEvent
+from jaxserve.types import Request, StartupReport, TokenEvent
 from jaxserve.weights import LoadedModel
 
 MAX_WAIT_S = 0.002
@@ -29,20 +28,6 @@ MAX_WAIT_S = 0.002
 
 FLUSH_S = 10.0
 """Longest wait for stores when the engine closes."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartupReport:
-    """What start-up did, for the ready line."""
-
-    num_params: int
-    load_s: float
-    num_pages: tuple[int, ...]  # per KV group
-    num_cache_tokens: int
-    kv_bytes: int
-    num_graphs: int
-    compile_s: float
-    num_kept_graphs: int = 0  # traced by an earlier start
 
 
 class Engine:

@@ -19,7 +19,7 @@ from jaxserve.attend import head_axis
 from jaxserve.batch import StateShape, create_state
 from jaxserve.config import Config
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
-from jaxserve.engine.core import Engine, StartupReport
+from jaxserve.engine.core import Engine
 from jaxserve.engine.host_memory import available_bytes, give_back_freed
 from jaxserve.engine.tiers import build_tiers, tenant_secret
 from jaxserve.errors import ConfigError
@@ -40,7 +40,7 @@ from jaxserve.runner import Runner, StepProgram
 from jaxserve.scheduler import BucketChooser, Scheduler, default_buckets
 from jaxserve.sharding import Axis, make_mesh, partition_spec
 from jaxserve.tokenizer import Tokenizer
-from jaxserve.types import KVGroup, Progress, group_layers, no_progress
+from jaxserve.types import KVGroup, Progress, StartupReport, group_layers, no_progress
 from jaxserve.weights import LoadedModel, load_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -86,7 +86,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._root = namespace_root
         self._index = KVIndex(kv_groups, num_pages, page_size)
-        self._roster = Roster(max_num_seqs, self._index, enable_prefix_caching, tiers)
+        self._roster = Roster(max_num_seqs, self._index, enable_prefix_caching, tiers, clock)
         if tiers is not None:
             self._index.listen(tiers)
         self._load_planner = load_planner or LoadPlanner(page_size)
@@ -252,7 +252,7 @@ class Scheduler:
             if seq.states is not None:
                 states = seq.states.take(result, row)
             if len(tokens) == seq.num_prompt + 1:
-                reuse = PromptReuse(dict(seq.cached), seq.decision)
+                reuse = PromptReuse(dict(seq.cached), seq.decision, seq.queued_s)
             if seq.request.pooling is not None:
                 reason = FinishReason.STOP
             elif token_id in seq.stop_ids:

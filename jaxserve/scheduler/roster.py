@@ -3,6 +3,8 @@
 Holds the parts that planning and applying share; decides nothing.
 """
 
+import time
+from collections.abc import Callable
 from itertools import count
 
 from blake3 import blake3
@@ -26,6 +28,7 @@ class Roster:
         index: the pages of all groups.
         enable_prefix_caching: name blocks and look for them.
         tiers: what is below the device; None: nothing.
+        clock: seconds, never going back; the one of the requests' arrival.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class Roster:
         index: KVIndex,
         enable_prefix_caching: bool,
         tiers: Tiers | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.tiers = tiers
+        self._clock = clock
         self.loading: dict[Sequence, None] = {}
         self._private_names = (
             blake3(serial.to_bytes(8, "little"), derive_key_context=PRIVATE_CONTEXT).digest()
@@ -58,6 +63,8 @@ class Roster:
         """Let a sequence run, from `position` on."""
         self.slots.enter(seq, position)
         self.prefilling[seq] = None
+        if seq.queued_s < 0:
+            seq.queued_s = max(0.0, self._clock() - seq.request.arrival_s)
 
     def least_important(self) -> Sequence:
         """The running sequence that is the first to be preempted."""

@@ -87,6 +87,7 @@ class Sequence:
         job: what is on its way to its pages.
         loads_nothing: a load failed; do not wait for another one.
         look_up: ticket of what the stores were asked, until `look_up_until_s`.
+        queued_s: from its arrival to its first slot; negative before.
         high_water: positions that had been computed when it was last preempted.
         accounted: positions that had been computed, or counted as cached, at the last preemption.
         prompt_logprobs: collected so far; None if not asked for, or delivered.
@@ -118,6 +119,7 @@ class Sequence:
     loads_nothing: bool = False
     look_up: int | None = None
     look_up_until_s: float = 0.0
+    queued_s: float = -1.0
     high_water: int = 0
     accounted: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None

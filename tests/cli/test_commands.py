@@ -182,7 +182,7 @@ def test_each_setting_has_a_flag_that_reaches_the_config(monkeypatch: pytest.Mon
     values |= {"attention_backend": "reference", "max_num_batched_tokens": 4096}
     values |= {"kv_offload": "eager", "kv_load": "load"}
     for setting in all_settings().values():
-        default = {bool: not setting.default, int: 77, str: "text"}[setting.kind]
+        default = {bool: not setting.default, int: 77, float: 7.5, str: "text"}[setting.kind]
         value = values.setdefault(setting.name, default)
         spelt = setting.flag if value is not False else setting.flag.replace("--", "--no-", 1)
         argv = [spelt] if setting.kind is bool else [spelt, str(value)]
@@ -267,7 +267,7 @@ import jaxserve.engine
 from jaxserve.cli import main
 from tests.fake_engine import FakeEngine
 jaxserve.engine.build_engine = lambda config, progress: FakeEngine(config=config)
-sys.exit(main(["serve", "--port", "0", "--max-num-seqs", "3"]))
+sys.exit(main(["serve", "--port", "0", "--max-num-seqs", "3", "--no-engine-process"]))
 """
 
 

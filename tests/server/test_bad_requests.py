@@ -342,7 +342,8 @@ def test_an_engine_failure_is_a_500_without_details_and_health_says_so(
             assert lines[-1] == "data: [DONE]"
             assert json.loads(lines[-2].removeprefix("data: "))["error"]["type"] == "server_error"
             assert "10.0.0.7" not in streamed.text
-            check_error(await http.get("/health"), 503)
+            health = await http.get("/health")
+            assert health.status_code == 503 and health.json()["status"] == "dead"
             refused = await http.post(CHAT, json={"messages": USER})
             assert check_error(refused, 503) and refused.headers["retry-after"]
 

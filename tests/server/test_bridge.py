@@ -8,6 +8,7 @@ from jaxserve.config import Config, SchedulerConfig
 from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.requests import DrawSeed, Limits, make_requests
 from jaxserve.server.bridge import EngineBridge, EventQueue
+from jaxserve.server.engine_loop import EngineLoop
 from jaxserve.types import Request, SamplingParams, TokenEvent
 from tests.fake_engine import FakeEngine
 
@@ -160,17 +161,34 @@ def test_stopping_ends_what_runs_and_closes_the_engine():
 
 
 def test_functions_run_on_the_engines_thread_and_their_errors_come_back():
+    engine = FakeEngine()
+    loop = EngineLoop(engine, lambda events: None)
+    thread = threading.Thread(target=loop.run_until_stopped, name="the engine's")
+    thread.start()
+    assert loop.run(lambda: threading.current_thread().name) == "the engine's"
+    with pytest.raises(ZeroDivisionError):
+        loop.run(lambda: 1 // 0)
+    assert loop.run(lambda: 2) == 2, "the engine goes on"
+    loop.stop()
+    thread.join()
+    loop.close()
+    assert engine.closed
+    with pytest.raises(EngineDeadError):
+        loop.run(lambda: None)
+    with pytest.raises(EngineDeadError):
+        loop.wait(threading.Event())
+
+
+def test_a_call_that_the_engine_does_not_know_is_refused_and_the_engine_goes_on():
     async def main() -> None:
         bridge = EngineBridge(FakeEngine())
-        name = await asyncio.to_thread(bridge.run, lambda: threading.current_thread().name)
-        assert name == "jaxserve-engine"
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.to_thread(bridge.run, lambda: 1 // 0)
-        assert len(await drain(await bridge.submit(requests("a")))) == 5, "the engine goes on"
+        for name in ("nothing", "kv_stat", "__init__"):
+            with pytest.raises(RequestError) as caught:
+                await bridge.call(name)
+            assert caught.value.code == "unsupported_engine"
+        assert len(await drain(await bridge.submit(requests("a")))) == 5
         await bridge.stop()
         with pytest.raises(EngineDeadError):
-            await asyncio.to_thread(bridge.run, lambda: None)
-        with pytest.raises(EngineDeadError):
-            await asyncio.to_thread(bridge.wait, threading.Event())
+            await bridge.call("stats")
 
     asyncio.run(main())

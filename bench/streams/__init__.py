@@ -1,0 +1,1 @@
+"""Many streams at once: what serving them costs the engine."""
