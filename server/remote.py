@@ -150,8 +150,7 @@ class EngineProcess(asyncio.Protocol):
 
     async def stop(self) -> None:
         """End the process: by asking, and if that does not help by force."""
-        if not self.ready.done():
-            self.ready.cancel()
+        if self._bridge is None:  # it is still starting, and hears no commands
             self.process.terminate()
         self.send(Stop())
         try:

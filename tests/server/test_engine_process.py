@@ -227,6 +227,15 @@ def test_a_server_killed_while_the_model_loads_takes_its_engine_with_it(tmp_path
         wait_for(lambda: not is_running(pid))
 
 
+def test_sigterm_while_the_model_loads_ends_both_processes(tmp_path: Path):
+    with server(tmp_path, load_s=60) as served:
+        wait_for(lambda: (tmp_path / "pid").exists())
+        pid = served.engine_pid
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) == 0
+        assert not is_running(pid)
+
+
 def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(tmp_path: Path):
     async def main(served: Server) -> httpx.Response:
         async with httpx.AsyncClient(base_url=served.url, timeout=20) as http:
