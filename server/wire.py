@@ -200,7 +200,7 @@ def _decode_array(kind: type, value: Any) -> Any:
 
 
 # `types` names numpy for type checkers only; whoever decodes needs the name.
-vars(jaxserve.types).setdefault("np", np)
+jaxserve.types.__dict__.setdefault("np", np)
 
 ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
 TO_ENGINE: "msgspec.msgpack.Decoder[ToEngine]" = msgspec.msgpack.Decoder(
