@@ -35,8 +35,9 @@ MIN_KNOWN, MAX_KNOWN = 1 << 12, 1 << 17
 """Blocks whose whereabouts are remembered: as many as the stores can hold, within these bounds.
 Beyond it the oldest are forgotten, and asked for again."""
 
-PUT_RECORDS, PUT_BYTES = 16, 8 << 20
-"""So many records, or more if they are small, are written together when many wait."""
+PUT_RECORDS, PUT_BYTES = 16, 2 << 20
+"""So many records, or more if they are small, are written together when many wait. The threads'
+scratch memory grows to the largest of them, and stays."""
 
 GATHER_S = 0.002
 """After the first offer those that come with it are waited for: a step brings many, and each time
