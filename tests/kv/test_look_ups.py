@@ -28,7 +28,9 @@ class Desk:
     def __init__(self, hangs: str):
         self.inbox: deque[Message] = deque()
         self._arrived = threading.Event()
-        workers = [open_worker(f"fault+memory://?name={name}") for name in ("near", "far")]
+        workers = [
+            open_worker(f"fault+memory://?name={name}&probe_timeout=1m") for name in ("near", "far")
+        ]
         self.cascade = StoreCascade(
             workers, bytes(16), lambda slot: SLOT, len(SLOT), self.inbox, self._arrived.set
         )
