@@ -104,6 +104,12 @@ def wait_until_ready(served: Server) -> None:
     assert served.process.stdout.readline().strip() == "ready"
 
 
+async def until_served(http: httpx.AsyncClient, num_requests: int) -> None:
+    """Wait until the engine has so many requests."""
+    while (await http.get("/load")).json()["server_load"] < num_requests:
+        await asyncio.sleep(0.02)
+
+
 def requests(name: str, n: int = 1, max_tokens: int = 5) -> list[Request]:
     sampling = SamplingParams(n=n, max_tokens=max_tokens)
     return make_requests(name, [5, 6], sampling, Limits(256, 400, (1,)), draw_seed=DrawSeed(0))
@@ -241,10 +247,10 @@ def test_sigterm_lets_running_requests_finish_and_refuses_new_ones(tmp_path: Pat
         async with httpx.AsyncClient(base_url=served.url, timeout=20) as http:
             body = {"messages": USER, "max_tokens": 40}
             running = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-            await asyncio.sleep(0.4)
+            await until_served(http, 1)
             served.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
-            health = await http.get("/health")
+            while (health := await http.get("/health")).status_code == 200:
+                await asyncio.sleep(0.02)
             assert health.status_code == 503 and health.json()["status"] == "draining"
             refused = await http.post("/v1/chat/completions", json=body)
             assert refused.status_code == 503 and refused.headers["retry-after"]
@@ -265,7 +271,7 @@ def test_what_outlives_the_drain_ends_with_an_error(tmp_path: Path):
             bodies = [body, {**body, "stream": True}]
             calls = [http.post("/v1/chat/completions", json=one) for one in bodies]
             running = asyncio.gather(*calls)
-            await asyncio.sleep(0.4)
+            await until_served(http, 2)
             served.process.send_signal(signal.SIGTERM)
             return list(await running)
 
@@ -286,9 +292,9 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
             body = json.dumps({"messages": USER, "max_tokens": 200}).encode()
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
             client.sendall(head % len(body) + body)
-            time.sleep(0.4)
+            wait_for(lambda: httpx.get(f"{served.url}/load").json()["server_load"] == 1)
             served.process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
+            wait_for(lambda: served.get_health().status_code == 503)
             assert served.process.poll() is None
             served.process.send_signal(signal.SIGTERM)
             assert served.process.wait(10) != 0
