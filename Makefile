@@ -93,6 +93,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_performance.py
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_api.py
 
 $(VENV)/.created:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
