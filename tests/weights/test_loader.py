@@ -101,7 +101,8 @@ def test_auto_dtype_is_the_checkpoints(tmp_path):
     assert load(TINY / "qwen3-v2", "auto").dtype == "bfloat16"
     folder = copy_of("gemma-v1", tmp_path)  # without an entry, the stored tensors decide
     values = json.loads((folder / "config.json").read_text())
-    values.pop("torch_dtype", None), values.pop("dtype", None)
+    for name in ("torch_dtype", "dtype"):
+        values.pop(name, None)
     (folder / "config.json").write_text(json.dumps(values))
     assert load(folder, "auto").dtype == "float16"
 
