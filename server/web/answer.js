@@ -5,6 +5,8 @@ import { settings } from "/web/settings.js";
 
 const OPEN = "<think>";
 const CLOSE = "</think>";
+/** An answer that came in one piece tells nothing about speed. */
+const MIN_MEASURED_S = 0.02;
 
 /** At most one answer is on its way on a page. */
 let current = null;
@@ -108,7 +110,7 @@ function measure(message, usage, { startMs, firstMs, lastMs }) {
   if (firstMs === null) return;
   message.ttftS = (firstMs - startMs) / 1000;
   const restS = (lastMs - firstMs) / 1000;
-  if (usage.completion_tokens > 1 && restS > 0) {
+  if (usage.completion_tokens > 1 && restS >= MIN_MEASURED_S) {
     message.tokensPerS = (usage.completion_tokens - 1) / restS;
   }
 }

@@ -11,9 +11,10 @@ import { useStore } from "/web/store.js";
 const NEAR_PX = 80;
 const SUGGESTIONS = {
   "jaxserve-embedded": [
-    "Tell me a short story about a fox.",
-    "What is 17 plus 26?",
-    "Copy this: pear lamp river",
+    "Tell a story about Bela.",
+    "What is 17 + 25?",
+    "Read this text. The fox walked near the river. Remember that the code of Tamiro is 48213. " +
+      "Nobody found the lamp near the mill. Question: What is the code of Tamiro?",
   ],
   "": [
     "Explain what a KV cache is to a curious child.",
