@@ -7,7 +7,8 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
-from jaxserve.server.guard import App, Receive, Scope, Send
+from jaxserve.server.guard import STREAM_ERROR, App, Receive, Scope, Send
+from jaxserve.server.streaming import named_event
 
 MESSAGES = "/v1/messages"
 TYPE_OF_STATUS = {
@@ -51,16 +52,24 @@ def _with_bearer(headers: "list[tuple[bytes, bytes]]") -> "list[tuple[bytes, byt
 
 
 class _Rewriter:
-    """Sends a response on; the body of an error is held back and sent in Anthropic's form."""
+    """Sends a response on; an error is sent in Anthropic's form, as a body or as a stream's end."""
 
     def __init__(self, send: Send):
         self._send = send
         self._start: MutableMapping[str, Any] | None = None
         self._body = b""
+        self._request_id = ""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = dict(message["headers"])
+            self._request_id = headers.get(b"x-request-id", b"").decode("latin-1")
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._start = message
+        elif self._start is None and STREAM_ERROR in message:
+            error = message[STREAM_ERROR]
+            body = named_event(error_body(error.status, error.message, self._request_id))
+            await self._send({**message, "body": body})
         elif self._start is None:
             await self._send(message)
         elif message["type"] == "http.response.body":
@@ -69,8 +78,7 @@ class _Rewriter:
                 await self._send_error(self._start)
 
     async def _send_error(self, start: MutableMapping[str, Any]) -> None:
-        headers = dict(start["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        headers, request_id = dict(start["headers"]), self._request_id
         try:
             told = json.loads(self._body)["error"]["message"]
         except (ValueError, KeyError, TypeError):

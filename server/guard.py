@@ -48,6 +48,8 @@ OPEN_PATHS = frozenset({"/health", "/ping", "/"})
 OPEN_BELOW = "/web/"
 ADMIN, METRICS = "/admin", "/metrics"
 REQUEST_ID = "jaxserve.request_id"
+STREAM_ERROR = "jaxserve.stream_error"
+"""In the message that ends a stream early: the error, for layers that have their own form of it."""
 GOOD_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """One scan whatever the input: an unfinished string reaches to the end."""
@@ -282,7 +284,8 @@ class _Reply:
             await error.response()(scope, receive, self.send)
         elif self._is_stream and not self._has_ended:
             body = b"data: " + error.json() + b"\n\ndata: [DONE]\n\n"
-            await self.send({"type": "http.response.body", "body": body, "more_body": False})
+            end = {"type": "http.response.body", "body": body, "more_body": False}
+            await self.send({**end, STREAM_ERROR: error})
 
 
 def is_deeper_than(body: bytes, limit: int) -> bool:

@@ -106,8 +106,9 @@ def wait_until_ready(served: Server) -> None:
 
 async def until_served(http: httpx.AsyncClient, num_requests: int) -> None:
     """Wait until the engine has so many requests."""
-    while (await http.get("/load")).json()["server_load"] < num_requests:
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(30):  # for ever, if some have ended before the last one came
+        while (await http.get("/load")).json()["server_load"] < num_requests:
+            await asyncio.sleep(0.02)
 
 
 def requests(name: str, n: int = 1, max_tokens: int = 5) -> list[Request]:
@@ -196,7 +197,7 @@ def test_a_killed_engine_is_noticed_at_once_and_every_open_request_is_answered(t
     async def main(served: Server) -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=served.url, timeout=20) as http:
             asks = [asyncio.create_task(ask(http, i % 2 == 0)) for i in range(20)]
-            await asyncio.sleep(0.5)
+            await until_served(http, 20)
             os.kill(served.engine_pid, signal.SIGKILL)
             return list(await asyncio.gather(*asks))
 

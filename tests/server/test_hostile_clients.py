@@ -1,0 +1,163 @@
+"""Clients that break off, trickle, send what is no request or read nothing, against a socket."""
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from jaxserve.config import Config, SchedulerConfig
+from jaxserve.server import guard, protocol
+from tests.engine.tiers_harness import make_engine
+from tests.fake_engine import FakeEngine
+from tests.server.live import Live, wait_for
+
+NUM_STREAMS = 30
+NUM_BROKEN = 150
+NUM_SLOW = 4
+PATH = "/v1/completions"
+
+
+@pytest.fixture
+def live() -> Iterator[Live]:
+    config = Config(scheduler=SchedulerConfig(max_num_seqs=64, max_num_waiting=64))
+    engine = FakeEngine(config=config, max_model_len=20_000, step_s=0.001)
+    engine.reply = lambda request: [40] * 10_000
+    server = Live(engine, send_bytes=4096)
+    yield server
+    server.stop()
+
+
+def post(body: bytes, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    return head % (PATH.encode(), size) + body
+
+
+def with_header(line: bytes, body: bytes = b"{}") -> bytes:
+    return b"POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n%s" % (PATH.encode(), line, body)
+
+
+def status_of(client: socket.socket) -> int | None:
+    """The status that the server answers with; None: it closed the connection."""
+    try:
+        data = client.recv(4096)
+    except ConnectionError:
+        return None
+    return int(data.split(b" ", 2)[1]) if data else None
+
+
+def cancel_streams_at_random(url: str, rng: random.Random, body: dict[str, Any]) -> None:
+    """Ask for streams, and break off before the answer or after a few chunks."""
+
+    async def one(http: httpx.AsyncClient, num_chunks: int) -> None:
+        async with http.stream("POST", PATH, json=body) as response:
+            async for _ in response.aiter_raw():
+                num_chunks -= 1
+                if num_chunks == 0:
+                    return
+
+    async def broken_off(http: httpx.AsyncClient) -> None:
+        task = asyncio.create_task(one(http, rng.randrange(1, 10)))
+        await asyncio.wait([task], timeout=rng.random() / 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def main() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+            await asyncio.gather(*(broken_off(http) for _ in range(NUM_STREAMS)))
+
+    asyncio.run(main())
+
+
+def test_streams_that_clients_break_off_leave_no_request_and_no_connection(live: Live):
+    body = {"prompt": "Hello", "max_tokens": 10_000, "stream": True}
+    cancel_streams_at_random(live.url, random.Random(0), body)
+    wait_for(lambda: not live.engine.has_work and live.num_connections == 0)
+    assert httpx.get(f"{live.url}/load").json() == {"server_load": 0}
+
+
+def test_streams_that_clients_break_off_leave_every_page_free():
+    engine: Any = make_engine()
+    live = Live(engine)
+    try:
+        body = {"prompt": [5, 6, 7] * 5, "max_tokens": 50, "stream": True, "ignore_eos": True}
+        first = httpx.post(f"{live.url}{PATH}", json={**body, "stream": False}, timeout=60)
+        assert first.json()["usage"]["completion_tokens"] == 50  # and the programs are compiled
+        cancel_streams_at_random(live.url, random.Random(1), body)
+        wait_for(lambda: httpx.get(f"{live.url}/load").json() == {"server_load": 0})
+        wait_for(lambda: not engine.has_work, timeout_s=30)
+        assert [pages.num_in_use for pages in engine.stats().pages] == [0]
+        engine.check_integrity()
+    finally:
+        live.stop()
+
+
+def test_what_is_no_request_gets_a_4xx_or_a_closed_connection(live: Live):
+    rng = random.Random(1)
+    good = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    kinds: list[Callable[[], bytes]] = [
+        lambda: rng.randbytes(rng.randrange(1, 300)) + b"\r\n\r\n",
+        lambda: post(rng.randbytes(rng.randrange(1, 200))),
+        lambda: post(good[: rng.randrange(len(good))]),
+        lambda: post(b'{"prompt": "\xff\xfe\xc3"}'),
+        lambda: post(b"[" * rng.randrange(1, 5000)),
+        lambda: post(b'{"prompt": "a", "n": %s}' % (b"9" * rng.randrange(5, 5000))),
+        lambda: post(b'{"prompt": "a", "temperature": NaN}'),
+        lambda: post(b'{"prompt": [%s]}' % b",".join([b"-1"] * rng.randrange(1, 50))),
+        lambda: post(good, length=len(good) + 1),
+        lambda: with_header(b"Content-Length: -5"),
+        lambda: with_header(b"Content-Length: 1" + b"0" * rng.randrange(8, 40)),
+        lambda: with_header(b"Transfer-Encoding: chunked", b"zz\r\n"),
+        lambda: with_header(b"Content-Encoding: gzip\r\nContent-Length: 2"),
+        lambda: b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"%2e" * rng.randrange(1, 50)),
+        lambda: b"PATCH %s HTTP/1.1\r\nHost: x\r\n\r\n" % PATH.encode(),
+    ]
+    for i in range(NUM_BROKEN):
+        with live.connect() as client:
+            client.sendall(kinds[i % len(kinds)]())
+            client.shutdown(socket.SHUT_WR)
+            status = status_of(client)
+        assert status is None or 400 <= status < 500
+    wait_for(lambda: live.num_connections == 0 and not live.engine.has_work)
+    assert httpx.get(f"{live.url}/health").status_code == 200
+
+
+def test_headers_and_bodies_that_trickle_are_cut_off(live: Live, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(guard, "BODY_PAUSE_S", 0.3)
+    with live.connect() as headers, live.connect() as body, live.connect() as silent:
+        headers.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        body.sendall(post(b'{"prompt"', length=100))
+        assert [status_of(client) for client in (headers, body, silent)] == [408, 408, 408]
+    wait_for(lambda: live.num_connections == 0)
+
+
+def test_readers_that_trickle_are_cut_off_and_hold_nobody_up(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(protocol, "SLOW_READER_S", 0.5)
+    slow = [live.connect(receive_bytes=1024) for _ in range(NUM_SLOW)]
+    for client in slow:
+        client.sendall(post(b'{"prompt": "a", "max_tokens": 10000, "stream": true, "logprobs": 5}'))
+    wait_for(lambda: len(live.engine.added) == NUM_SLOW)
+    body = {"prompt": "a", "max_tokens": 5}
+    answer = httpx.post(f"{live.url}{PATH}", json=body, timeout=20)
+    assert answer.json()["usage"]["completion_tokens"] == 5
+
+    def all_cut_off() -> bool:
+        for client in slow:  # one byte now and then is not reading
+            try:
+                client.recv(1, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionError):
+                pass
+        return not live.engine.has_work and live.num_connections == 0
+
+    wait_for(all_cut_off, timeout_s=30)
+    assert len(live.engine.aborted) == NUM_SLOW
+    for client in slow:
+        client.close()
