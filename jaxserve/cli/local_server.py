@@ -62,6 +62,7 @@ def local_server(config: Config) -> Iterator[LocalServer]:
                 create_app(engine),  # pyright: ignore[reportArgumentType]
                 uds=path,
                 log_level="error",
+                log_config=None,  # its own would close the handlers of the whole process
                 access_log=False,
                 timeout_graceful_shutdown=1,
             )

@@ -180,7 +180,8 @@ def test_a_checkpoint_that_is_not_there_is_one_line_and_exit_code_1(
 def test_each_setting_has_a_flag_that_reaches_the_config(monkeypatch: pytest.MonkeyPatch):
     values: dict[str, Any] = {"host": "127.0.0.3", "dtype": "float32", "policy": "priority"}
     values |= {"attention_backend": "reference", "max_num_batched_tokens": 4096}
-    values |= {"kv_offload": "eager", "kv_load": "load"}
+    values |= {"kv_offload": "eager", "kv_load": "load", "load_format": "dummy"}
+    values |= {"log_level": "debug", "log_format": "json"}
     for setting in all_settings().values():
         default = {bool: not setting.default, int: 77, float: 7.5, str: "text"}[setting.kind]
         value = values.setdefault(setting.name, default)
