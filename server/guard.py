@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.lifecycle import Lifecycle, Phase
 from jaxserve.server.watch import CURRENT, HttpRequest
@@ -53,8 +55,10 @@ STREAM_ERROR = "jaxserve.stream_error"
 GOOD_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """One scan whatever the input: an unfinished string reaches to the end."""
-ONE_KIND = bytes.maketrans(b"{}", b"[]")
+STEP_OF = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
+"""How a bracket changes the depth, as a signed byte."""
 NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,17 +293,21 @@ class _Reply:
 
 
 def is_deeper_than(body: bytes, limit: int) -> bool:
-    """Whether arrays and objects in a JSON text are nested deeper than that.
+    """Whether arrays and objects in a JSON text are nested deeper than that anywhere.
 
-    Takes out strings, then the innermost pairs of brackets, level by level: each in one scan.
+    Takes out strings, then adds up what is left: as quick for deep texts as for flat ones, because
+    nobody else is served meanwhile. Ends at the first piece that is too deep.
     """
     if body.count(b"[") + body.count(b"{") <= limit:
         return False
-    brackets = STRINGS.sub(b"", body).translate(ONE_KIND, NO_BRACKETS)
-    for _ in range(limit):
-        brackets = brackets.replace(b"[]", b"")
-    # Few that are left over do not match: the parser says so.
-    return b"[]" in brackets or len(brackets) > limit
+    steps = np.frombuffer(STRINGS.sub(b"", body).translate(STEP_OF, NO_BRACKETS), np.int8)
+    depth = 0
+    for start in range(0, len(steps), PIECE):
+        depths = depth + np.cumsum(steps[start : start + PIECE], dtype=np.int64)
+        if depths.max() > limit:
+            return True
+        depth = int(depths[-1])
+    return False
 
 
 def _is_open(path: str) -> bool:

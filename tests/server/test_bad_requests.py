@@ -397,3 +397,23 @@ def test_random_bodies_never_give_a_5xx(serve: Any):
                     check_error(response, response.status_code)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 65 + b"]" * 65,
+        b"[" * 40 + b"[" * 64 + b"]" * 64,  # deep in the middle, cut off at the end
+        b"[" + b"[]," * 100_000 + b'{"a":' * 64 + b"1" + b"}" * 64 + b"]",
+        b'["[\\"[[[[",' + b"[" * 64,
+    ],
+)
+def test_a_body_that_is_too_deep_anywhere_is_told_so(serve: Any, engine: FakeEngine, body: bytes):
+    (answer,) = ask(serve, engine, {"url": COMPLETIONS, "content": body})
+    assert "more than 64 levels deep" in check_error(answer, 400)["message"]
+
+
+def test_a_body_is_as_deep_as_may_be_and_long(serve: Any, engine: FakeEngine):
+    long = b"[" * 63 + b"]" * 63 + b"," + b"[]," * 100_000 + b'"' + b"[" * 100 + b'"'
+    (answer,) = ask(serve, engine, {"url": COMPLETIONS, "content": b"[" + long + b"]"})
+    assert "deep" not in check_error(answer, 400)["message"]
