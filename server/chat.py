@@ -51,7 +51,8 @@ async def chat_completions(
         "model": context.model_name,
     }
     if body.stream:
-        return EventStream(_chunks(answers, header, body, http.scope[REQUEST_ID]))
+        chunks = _chunks(answers, header, body, http.scope[REQUEST_ID])
+        return EventStream(chunks, on_close=answers.close)
     try:
         await or_gone(http.receive, answers.finish())
     finally:

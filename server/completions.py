@@ -47,7 +47,8 @@ async def completions(context: Context, body: CompletionRequest, http: HttpReque
         "model": context.model_name,
     }
     if body.stream:
-        return EventStream(_chunks(job, header, body, http.scope[REQUEST_ID]))
+        chunks = _chunks(job, header, body, http.scope[REQUEST_ID])
+        return EventStream(chunks, on_close=job.answers.close)
     try:
         await or_gone(http.receive, job.answers.finish())
     finally:

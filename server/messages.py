@@ -79,7 +79,8 @@ async def messages(context: Context, body: MessagesRequest, http: HttpRequest) -
         raise _renamed(error) from error
     message_id = f"msg_{uuid.uuid4().hex}"
     if body.stream:
-        return EventStream(_events(context, message_id, answers, http.scope[REQUEST_ID]))
+        events = _events(context, message_id, answers, http.scope[REQUEST_ID])
+        return EventStream(events, on_close=answers.close)
     try:
         parts = await or_gone(http.receive, _collect(answers))
     finally:

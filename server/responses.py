@@ -98,7 +98,8 @@ async def responses(context: Context, body: ResponsesRequest, http: HttpRequest)
     job = await _admit(context, body, owner_of(http))
     output = OutputItems()
     if body.stream:
-        return EventStream(_events(context, job, output, http.scope[REQUEST_ID]))
+        events = _events(context, job, output, http.scope[REQUEST_ID])
+        return EventStream(events, on_close=job.answers.close)
 
     async def collect() -> dict[str, Any]:
         async for pieces in job.reader.pieces():

@@ -44,14 +44,34 @@ class EventStream(Response):
     """Sends chunks as they come, a comment if none comes for long, and closes the generator.
 
     The generator is closed before the response ends in every case: end, failure, client gone.
+
+    Args:
+        on_close: called then, too. A generator that nobody has advanced yet does not run its own
+            `finally`, so what was taken before it began is given back here.
     """
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        headers: dict[str, str] | None = None,
+        *,
+        on_close: Callable[[], None] = lambda: None,
+    ):
         super().__init__(b"", 200, HEADERS | (headers or {}), "text/event-stream")
         del self.headers["content-length"]
         self._chunks = chunks
+        self._on_close = on_close
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        try:
+            await self._send(receive, send)
+        finally:
+            try:
+                await self._chunks.aclose()
+            finally:
+                self._on_close()
+
+    async def _send(self, receive: Receive, send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": 200, "headers": list(self.raw_headers)}
         )
@@ -62,11 +82,8 @@ class EventStream(Response):
         finally:
             gone.cancel()
             pump.cancel()
-            try:
-                with contextlib.suppress(asyncio.CancelledError, OSError):  # OSError: client gone
-                    await pump
-            finally:
-                await self._chunks.aclose()
+            with contextlib.suppress(asyncio.CancelledError, OSError):  # OSError: client gone
+                await pump
 
     async def _pump(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
