@@ -7,6 +7,7 @@ while nobody watches. Knows nothing of routes.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from jaxserve.kv.stats import KVStats, StoreStats, TierStats
 from jaxserve.kv.stores.stats import LATENCY_BOUNDS_S, OperationStats
 from jaxserve.scheduler.stats import SchedulerStats
 from jaxserve.server.streaming import sse
+
+logger = logging.getLogger(__name__)
 
 MAX_WATCHERS = 32
 INTERVAL_S = 0.25
@@ -203,6 +206,10 @@ class LiveFeed:
                     shown = await self._read()
                 except EngineDeadError:
                     self._publish(None)
+                    return
+                except Exception:
+                    logger.exception("no picture of the engine could be taken")
+                    self._publish(None)  # nobody is to wait for what does not come
                     return
                 is_still = {**shown, "at_s": 0} == {**last, "at_s": 0}
                 if not is_still or loop.time() - sent_s >= STILL_S:

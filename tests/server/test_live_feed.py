@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -26,11 +27,14 @@ class Camera:
         self.num_taken = 0
         self.value = 0
         self.is_dead = False
+        self.is_broken = False
 
     async def __call__(self) -> dict[str, Any]:
         self.num_taken += 1
         if self.is_dead:
             raise EngineDeadError("the engine has stopped")
+        if self.is_broken:
+            raise ValueError("no film")
         return {"at_s": self.num_taken, "value": self.value}
 
 
@@ -151,6 +155,27 @@ async def test_a_dead_engine_ends_the_feed_with_a_word():
     assert frames == [] or data_of(frames[-1])["error"]["code"] == "engine_dead"
     again = [frame async for frame in feed.watch()]
     assert data_of(again[0])["error"]["code"] == "engine_dead"
+
+
+async def test_a_picture_that_cannot_be_taken_ends_the_feed_instead_of_leaving_it_silent(
+    caplog: pytest.LogCaptureFixture,
+):
+    camera = Camera()
+    feed = LiveFeed(camera, interval_s=0.001)
+    watchers = [feed.watch(), feed.watch()]
+    for watcher in watchers:
+        await anext(watcher)
+    camera.is_broken = True
+    for watcher in watchers:
+        rest = asyncio.ensure_future(_all(watcher))
+        await asyncio.wait_for(rest, 5)
+    assert "no film" in caplog.text and feed.num_watchers == 0
+    camera.is_broken = False
+    assert data_of(await anext(feed.watch()))["value"] == 0
+
+
+async def _all(watcher: AsyncIterator[bytes]) -> list[bytes]:
+    return [frame async for frame in watcher]
 
 
 async def test_the_stream_is_server_sent_events(serve: Serve):
