@@ -131,6 +131,28 @@ def _p99(stats: OperationStats) -> float | None:
     return None
 
 
+class Watcher:
+    """The frames that one client gets; gives its place back even if it never asks for one."""
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], places: "set[Watcher]"):
+        self._frames = frames
+        self._places = places
+
+    def __aiter__(self) -> "Watcher":
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._frames)
+        except BaseException:  # it has ended, or is about to
+            self._places.discard(self)
+            raise
+
+    async def aclose(self) -> None:
+        self._places.discard(self)
+        await self._frames.aclose()
+
+
 class LiveFeed:
     """Hands the pictures of one engine to whoever watches; lives on one event loop.
 
@@ -145,7 +167,7 @@ class LiveFeed:
         max_watchers: int = MAX_WATCHERS,
         interval_s: float = INTERVAL_S,
     ):
-        self.num_watchers = 0
+        self._watchers: set[Watcher] = set()
         self._read = read
         self._max_watchers = max_watchers
         self._interval_s = interval_s
@@ -153,8 +175,14 @@ class LiveFeed:
         self._sampler: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    def watch(self) -> AsyncGenerator[bytes, None]:
+    @property
+    def num_watchers(self) -> int:
+        return len(self._watchers)
+
+    def watch(self) -> "Watcher":
         """Server-sent events, one picture each: the first at once, then whenever it changes.
+
+        Counts from now on, and until it is closed or has ended.
 
         Raises:
             RequestError: enough watch already.
@@ -165,7 +193,9 @@ class LiveFeed:
                 "later, or ask /v1/kv/stat now and then",
                 code="too_many_watchers",
             )
-        return self._watch()
+        watcher = Watcher(self._watch(), self._watchers)
+        self._watchers.add(watcher)
+        return watcher
 
     def close(self) -> None:
         """End every feed: the server is about to stop."""
@@ -173,7 +203,6 @@ class LiveFeed:
         self._publish(None)
 
     async def _watch(self) -> AsyncGenerator[bytes, None]:
-        self.num_watchers += 1
         try:
             if not self._is_closed:
                 yield await self._frame()
@@ -188,8 +217,6 @@ class LiveFeed:
                 yield frame
         except EngineDeadError as error:
             yield sse({"error": {"message": str(error), "code": "engine_dead"}})
-        finally:
-            self.num_watchers -= 1
 
     async def _frame(self) -> bytes:
         return sse(await self._read())

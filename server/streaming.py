@@ -6,8 +6,8 @@ Chunks are bytes already: framing costs nothing per token but the text itself.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.responses import Response
 
@@ -40,6 +40,14 @@ def to_json(data: Any) -> bytes:
     return json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode()
 
 
+class Chunks(Protocol):
+    """What an event stream sends: an async generator, for one."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None: ...
+
+
 class EventStream(Response):
     """Sends chunks as they come, a comment if none comes for long, and closes the generator.
 
@@ -52,7 +60,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        chunks: AsyncGenerator[bytes, None],
+        chunks: Chunks,
         headers: dict[str, str] | None = None,
         *,
         on_close: Callable[[], None] = lambda: None,

@@ -135,6 +135,17 @@ async def test_a_watcher_too_many_is_told_so_and_leaves_room_when_it_goes():
     await anext(feed.watch())
 
 
+async def test_watchers_that_have_not_asked_for_a_picture_yet_count_until_they_go():
+    feed = LiveFeed(Camera(), max_watchers=2, interval_s=0.001)
+    first, second = feed.watch(), feed.watch()
+    with pytest.raises(RequestError, match="2 may"):
+        feed.watch()
+    await second.aclose()
+    await anext(feed.watch())
+    await first.aclose()
+    feed.watch()
+
+
 async def test_a_feed_ends_with_its_server():
     feed = LiveFeed(Camera(), interval_s=60)
     watcher = feed.watch()
