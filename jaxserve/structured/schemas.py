@@ -1,5 +1,7 @@
 """Rewrites of JSON schemas: walks the places that hold schemas, and no others.
 
+A rewrite takes any JSON: what is no schema comes out as it went in, for the compiler to refuse.
+
 Dates and times get patterns that are exact: llguidance's own allow 29 February in every year, the
 year 0 and leap seconds, which date libraries refuse.
 """
@@ -91,11 +93,14 @@ def _exact(schema: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in schema.items() if key != "format"}
     if "pattern" not in rest:
         return {**rest, "pattern": pattern}
-    return {**rest, "allOf": [*rest.get("allOf", ()), {"pattern": pattern}]}
+    others = rest.get("allOf", [])
+    if not isinstance(others, list):
+        return schema  # refused where it is compiled
+    return {**rest, "allOf": [*others, {"pattern": pattern}]}
 
 
 def _closed_if_silent(schema: dict[str, Any]) -> dict[str, Any]:
-    required, known = schema.get("required") or (), schema.get("properties") or ()
+    required, known = schema.get("required", []), schema.get("properties", {})
     speaks = (
         "$ref",
         "anyOf",
@@ -104,7 +109,11 @@ def _closed_if_silent(schema: dict[str, Any]) -> dict[str, Any]:
         "minProperties",
         "unevaluatedProperties",
     )
-    if any(key in schema for key in speaks) or not set(required) <= set(known):
+    if any(key in schema for key in speaks):
+        return schema
+    if not isinstance(required, (list, tuple)) or not isinstance(known, Mapping):
+        return schema  # refused where it is compiled
+    if not all(isinstance(name, str) and name in known for name in required):
         return schema
     return _closed(schema)
 

@@ -60,6 +60,18 @@ def begin(grammars: GrammarCompiler, **asked: Any) -> Constraint:
             "structured_outputs.json.$defs.d",
             "uniqueItems",
         ),
+        ({"json": {"required": 5}}, "structured_outputs.json", "required"),
+        ({"json": {"properties": 5}}, "structured_outputs.json", "properties"),
+        (
+            {"json": {"items": {"properties": {"a": {}}, "required": [["a"]]}}},
+            "structured_outputs.json.items",
+            "required",
+        ),
+        (
+            {"json": {"format": "date", "pattern": "x", "allOf": 5}},
+            "structured_outputs.json",
+            "allOf",
+        ),
     ],
 )
 def test_what_cannot_be_enforced_is_refused_by_name(asked: dict, param: str, words: str):
