@@ -10,6 +10,7 @@ from jaxserve.errors import RequestError
 
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+ALTERNATIVES = ("anyOf", "oneOf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,36 @@ def _parse_tool(tool: Any, param: str) -> Tool:
         raise RequestError(
             f"{param}.function.parameters is no JSON schema", param=f"{param}.function.parameters"
         )
-    return Tool(name, parameters, bool(function.get("strict")))
+    tool = Tool(name, parameters, bool(function.get("strict")))
+    _check_read(tool, f"{param}.function.parameters")
+    return tool
+
+
+def _check_read(tool: Tool, param: str) -> None:
+    """Refuse what calls could not be read by; the rest of a schema is for the model, and for the
+    compiler if calls are enforced."""
+    if not _are_texts(tool.parameters.get("required") or []):
+        raise RequestError(f"{param}.required is no list of names", param=f"{param}.required")
+    todo = [(schema, f"{param}.properties.{name}") for name, schema in tool.properties.items()]
+    while todo:
+        schema, where = todo.pop()
+        if not isinstance(schema, Mapping):
+            continue
+        kinds = schema.get("type") or []
+        if not isinstance(kinds, str) and not _are_texts(kinds):
+            raise RequestError(
+                f"{where}.type is neither the name of a type nor a list of names",
+                param=f"{where}.type",
+            )
+        for key in ALTERNATIVES:
+            parts = schema.get(key) or []
+            if not isinstance(parts, list):
+                raise RequestError(f"{where}.{key} is no list of schemas", param=f"{where}.{key}")
+            todo += [(part, f"{where}.{key}.{i}") for i, part in enumerate(parts)]
+
+
+def _are_texts(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(item, str) for item in given)
 
 
 def types_of(schema: Any) -> set[str]:
@@ -89,7 +119,7 @@ def types_of(schema: Any) -> set[str]:
         return set()
     kinds = schema.get("type")
     found = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
-    for key in ("anyOf", "oneOf"):
+    for key in ALTERNATIVES:
         for part in schema.get(key) or ():
             found |= types_of(part)
     if not found and isinstance(schema.get("enum"), list):

@@ -40,6 +40,11 @@ def check_error(response: httpx.Response, status: int) -> dict[str, Any]:
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 
+
+def tool(**parameters: Any) -> dict[str, Any]:
+    return {**TOOL, "function": {"name": "f", "parameters": parameters}}
+
+
 BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({}, "messages"),
     ({"messages": []}, "messages"),
@@ -96,6 +101,18 @@ BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
             "tool_choice": "required",
         },
         "tools.0.function.parameters",
+    ),
+    (
+        {"messages": USER, "tools": [tool(required=[["a"]])]},
+        "tools.0.function.parameters.required",
+    ),
+    (
+        {"messages": USER, "tools": [tool(properties={"a": {"type": [["string"]]}})]},
+        "tools.0.function.parameters.properties.a.type",
+    ),
+    (
+        {"messages": USER, "tools": [tool(properties={"a": {"anyOf": [{"oneOf": 5}]}})]},
+        "tools.0.function.parameters.properties.a.anyOf.0.oneOf",
     ),
     (
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]},
