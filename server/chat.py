@@ -32,8 +32,9 @@ from jaxserve.server.replies import ReplyDelta, ReplyReader, finish_of, reply_fi
 from jaxserve.server.streaming import DONE, EventStream, or_gone, sse, to_json
 
 RESERVED_TEMPLATE_NAMES = frozenset(
-    {"messages", "add_generation_prompt", "continue_final_message", "tools", "documents"}
+    {"messages", "add_generation_prompt", "continue_final_message", "tools", "documents", "self"}
 )
+"""What a request says elsewhere; and `self`, which Jinja takes for the template itself."""
 
 
 async def chat_completions(

@@ -157,6 +157,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
         "guided_regex",
     ),
     ({"messages": USER, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({"messages": USER, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
     ({"messages": USER, "chat_template_kwargs": 3}, "chat_template_kwargs"),
     ({"messages": USER, "max_tokens": 300}, "max_tokens"),
 ]
