@@ -191,6 +191,14 @@ def _grammar_body(value: Any, param: str) -> Body:
 def _check_text(value: Any, param: str, limit: int) -> None:
     if not isinstance(value, str) or not value:
         raise RequestError(f"{param} is empty or no text; expected a text", param=param)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{param} has half a surrogate pair at character {error.start}; expected a text that "
+            "UTF-8 can express",
+            param=param,
+        ) from error
     if len(value) > limit:
         raise RequestError(_too_long(param, len(value), limit), param=param)
 

@@ -151,6 +151,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": USER, "structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
     ({"messages": USER, "structured_outputs": {"yaml": "x"}}, "structured_outputs"),
     ({"messages": USER, "guided_regex": "("}, "guided_regex"),
+    ({"messages": USER, "guided_regex": "a\ud800"}, "guided_regex"),
     ({"messages": USER, "guided_choice": "a"}, "guided_choice"),
     (
         {"messages": USER, "guided_regex": "a", "response_format": {"type": "json_object"}},
