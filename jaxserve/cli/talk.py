@@ -170,7 +170,12 @@ class Talk:
 
     def _regenerate(self, rest: str) -> None:
         if not self._is_raw:
-            self.ask(self.conversation.take_back())
+            before = list(self.conversation.turns)
+            try:
+                self.ask(self.conversation.take_back())
+            except JaxserveError:
+                self.conversation.turns = before  # no other answer: the one that there was stays
+                raise
         elif self._last_prompt is not None:
             self.ask(self._last_prompt)
         else:

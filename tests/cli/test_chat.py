@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jaxserve.cli import main
+from jaxserve.cli import main, talk
 from jaxserve.cli.chat_client import Piece, Usage
 from jaxserve.cli.chat_screen import show_answer, split_blocks
 from jaxserve.cli.conversation import Conversation
 from jaxserve.config import Config
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, JaxserveError
 from tests.fake_engine import REPLY, FakeEngine
 from tests.live_server import live_server
 
@@ -237,6 +237,34 @@ class Terminal:
                     pass
         os.kill(self._pid, signal.SIGKILL)
         raise AssertionError("it did not end")
+
+
+def test_a_question_and_its_answer_stay_if_another_answer_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    lines = ["What is it?", "/regenerate", "/undo"]
+
+    class Session:
+        def prompt(self) -> str:
+            if not lines:
+                raise EOFError
+            return lines.pop(0)
+
+    class Client:
+        model, max_model_len, num_asked = "fake", 100, 0
+
+        def chat(self, messages: Any, sampling: Any) -> Iterator[Piece]:
+            self.num_asked += 1
+            if self.num_asked > 1:
+                raise JaxserveError("the server is full")
+            yield Piece(text="A thing.")
+
+    monkeypatch.setattr(talk, "_prompt_session", lambda completer, toolbar: Session())
+    screen = io.StringIO()
+    client: Any = Client()
+    talk.Talk(client, Conversation(), markdown=False, console=Console(file=screen)).run()
+    assert "the server is full" in screen.getvalue()
+    assert "taken back: What is it?" in screen.getvalue()
 
 
 def test_a_talk_on_a_terminal(tmp_path: Path):
