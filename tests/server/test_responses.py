@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from jaxserve.errors import RequestError
+from jaxserve.server import response_store
 from tests.fake_engine import REPLY, FakeEngine
 from tests.server.live import Live
 
@@ -199,3 +201,32 @@ def test_a_failure_in_the_middle_is_an_event(serve: Any):
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["response"]["error"]["code"] == "server_error"
     assert "10.0.0.7" not in json.dumps(events[-1])
+
+
+def test_a_long_conversation_costs_as_much_to_store_as_what_is_new_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sizes: list[int] = []
+    dumps = json.dumps
+
+    def measured(value: Any) -> str:
+        text = dumps(value)
+        sizes.append(len(text))
+        return text
+
+    monkeypatch.setattr(response_store.json, "dumps", measured)
+    store = response_store.ResponseStore(max_responses=1000, max_bytes=100_000)
+    history: list[Any] = []
+    before = None
+    for i in range(40):
+        output = [{"type": "message", "content": "y" * 100}]
+        response = {"id": f"resp_{i}", "output": output, "previous_response_id": before}
+        asked = [{"role": "user", "content": "x" * 100}]
+        stored = response_store.StoredResponse(response, asked, history, "me")
+        store.put(stored)
+        history, before = stored.conversation, f"resp_{i}"
+    assert sum(sizes) < 40 * 1000
+    monkeypatch.undo()
+    assert store.get("resp_39", "me").history == history[:-2]
+    with pytest.raises(RequestError):  # histories count: old responses make room
+        store.get("resp_0", "me")
