@@ -7,6 +7,8 @@ PYTHON_NEXT ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/pyth
   $$p -c 'import venv' 2>/dev/null && echo $$p && break; done)
 JAX_NEXT ?= 0.11.2
 TESTS ?= tests
+# Tests run in this many processes, file by file.
+JOBS ?= 2
 OUT ?= kv_policies.json
 
 # `make kernels-aot AOT_JAX=0.11.2` compiles under the GPU machines' version, which wants Python 3.12;
@@ -21,7 +23,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -36,7 +38,7 @@ else
 	@test -f $(VENV)-next/.installed || { $(PYTHON_NEXT) -m venv $(VENV)-next && \
 	  $(VENV)-next/bin/python -m pip install --disable-pip-version-check -q -e '.[test]' \
 	    'jax==$(JAX_NEXT)' && touch $(VENV)-next/.installed; }
-	$(VENV)-next/bin/python -m pytest $(TESTS)
+	$(VENV)-next/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 endif
 
 bench: $(VENV)/.installed-dev
