@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxserve.server.errors import ApiError, unavailable
 from jaxserve.server.lifecycle import Lifecycle, Phase
+from jaxserve.server.streaming import named_event
 from jaxserve.server.watch import CURRENT, HttpRequest
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ REQUEST_TIMEOUT_S = 3600.0
 JSON = b"application/json"
 OPEN_PATHS = frozenset({"/health", "/ping", "/"})
 OPEN_BELOW = "/web/"
+RESPONSES = "/v1/responses"
+"""Its streams have numbered events with names, and no [DONE]."""
 ADMIN, METRICS = "/admin", "/metrics"
 REQUEST_ID = "jaxserve.request_id"
 STREAM_ERROR = "jaxserve.stream_error"
@@ -266,6 +269,7 @@ class _Reply:
         self._send = send
         self._id_header = (b"x-request-id", request_id.encode())
         self._is_stream = self._has_begun = self._has_ended = False
+        self._num_events = 0
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -278,8 +282,9 @@ class _Reply:
                 name == b"content-type" and value.startswith(b"text/event-stream")
                 for name, value in headers
             )
-        elif not message.get("more_body", False):
-            self._has_ended = True
+        else:
+            self._num_events += message.get("body", b"").startswith(b"event: ")
+            self._has_ended = not message.get("more_body", False)
         await self._send(message)
 
     async def end(self, error: ApiError, scope: Scope, receive: Receive) -> None:
@@ -288,8 +293,15 @@ class _Reply:
             await error.response()(scope, receive, self.send)
         elif self._is_stream and not self._has_ended:
             body = b"data: " + error.json() + b"\n\ndata: [DONE]\n\n"
+            if scope["path"] == RESPONSES:
+                body = named_event(self._event(error))
             end = {"type": "http.response.body", "body": body, "more_body": False}
             await self.send({**end, STREAM_ERROR: error})
+
+    def _event(self, error: ApiError) -> dict[str, Any]:
+        """The error as an event of a response."""
+        told = {name: error.body()["error"][name] for name in ("code", "message", "param")}
+        return {"type": "error", "sequence_number": self._num_events, **told}
 
 
 def is_deeper_than(body: bytes, limit: int) -> bool:

@@ -122,6 +122,17 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_and_its_request_ends(se
     assert len(engine.aborted) == 1 and not engine.has_work
 
 
+def test_a_response_that_takes_too_long_ends_with_an_event_that_is_numbered_on(serve: Any):
+    body = {"input": "Hello", "max_output_tokens": 200, "stream": True}
+    (response,) = ask(serve, slow_engine(), {"url": "/v1/responses", "json": body})
+    frames = [part.split("\n") for part in response.text.strip().split("\n\n")]
+    assert frames[-1][0] == "event: error"
+    events = [json.loads(data.removeprefix("data: ")) for _, data in frames]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] == "error" and events[-1]["code"] == "deadline_exceeded"
+    assert "--request-timeout-s" in events[-1]["message"]
+
+
 def test_anthropics_clients_are_told_in_their_own_form_that_it_took_too_long(serve: Any):
     requests = [{"url": "/v1/messages", "json": {**LONG, "stream": on}} for on in (False, True)]
     whole, stream = ask(serve, slow_engine(), *requests)
