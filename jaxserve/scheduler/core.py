@@ -231,8 +231,10 @@ class Scheduler:
                     continue
             if seq.finished:
                 continue
-            if seq.constraint is not None and token_id not in seq.stop_ids:
-                seq.constraint.advance(token_id)
+            if seq.constraint is not None:
+                # One that fails at the mask leaves only the end to be sampled: that is no answer.
+                if token_id not in seq.stop_ids and not seq.constraint.has_failed:
+                    seq.constraint.advance(token_id)
                 if seq.constraint.has_failed:
                     self._roster.finish(seq)
                     name = seq.request.request_id

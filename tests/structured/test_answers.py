@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from jaxserve import LLM, RequestError, SamplingParams, StructuredOutputsParams
+from jaxserve.structured import compiler
 from tests.structured.generate import random_regex, random_schema
 from tests.structured.harness import small_llm
 from tests.structured.proof import prove
@@ -88,6 +89,14 @@ def test_other_options_hold_within_the_form(llm: LLM):
 def test_a_limit_cuts_the_form_and_says_so(llm: LLM):
     (cut,) = ask(llm, structured_outputs=StructuredOutputsParams(json=PERSON), max_tokens=4)
     assert cut.finish_reason == "length"
+
+
+def test_a_form_that_becomes_too_expensive_to_follow_is_no_normal_end(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compiler, "LIMITS", {**compiler.LIMITS, "max_lexer_states": 40})
+    (cut,) = ask(llm, structured_outputs=StructuredOutputsParams(regex="[a-z]{30,40}x[a-z]{10}"))
+    assert len(cut.text) < 30 and cut.finish_reason == "abort"
 
 
 def test_free_answers_beside_constrained_ones_are_what_they_are_alone(llm: LLM):
