@@ -243,7 +243,11 @@ class LLM:
             sampling_params: as for `chat`.
         """
         job = self._stream_job(prompt, sampling_params, chat_template_kwargs, cache_salt, no_store)
-        return streaming(self._driver, self.tokenizer, job)
+        return self._stream(job)
+
+    def _stream(self, job: Job) -> Iterator[OutputDelta]:
+        """The pieces of a job; holds the LLM, which closes its engine when nobody holds it."""
+        yield from streaming(self._driver, self.tokenizer, job)
 
     async def astream(
         self,

@@ -113,6 +113,11 @@ def test_stream_gives_the_same_text_as_generate(llm: LLM):
     assert [token_id for delta in deltas for token_id in delta.token_ids][-1] == EOS_ID
 
 
+def test_a_stream_goes_on_when_nobody_else_holds_its_llm(engine: FakeEngine):
+    stream = LLM(engine=engine).stream("Hello", LONG)
+    assert "".join(map(str, stream)) == REPLY
+
+
 def test_stream_of_messages_uses_the_template(llm: LLM, engine: FakeEngine):
     list(llm.stream(USER))
     assert llm.tokenizer.decode(engine.added[0].prompt_ids, False).endswith("<|assistant|>")
