@@ -169,7 +169,7 @@ def build_engine(
     )
     give_back_freed()
     logger.info("ready: %s; %s", report, config)
-    return Engine(
+    engine = Engine(
         config=config,
         model=model,
         tokenizer=tokenizer,
@@ -178,6 +178,8 @@ def build_engine(
         report=report,
         lower=lower,
     )
+    engine.grammars.warm_up()
+    return engine
 
 
 def compile_cache_dir(folder: str | None) -> Path | None:

@@ -69,9 +69,12 @@ class GrammarCompiler:
         return build_vocabulary(self._tokenizer, self._vocab_size, self._eos_token_ids)
 
     def warm_up(self) -> None:
-        """Build the token table in the background, so that the first request need not wait."""
+        """Build the token table in the background, so that the first request need not wait.
+
+        Does nothing the second time, or for a model that can follow no grammar.
+        """
         if self._tokenizer.has_text and self._eos_token_ids:
-            self._pool.submit(self._compile, 'start: "x"\n')
+            self.start('start: "x"\n')
 
     def check(self, body: Body, before: str = "") -> str:
         """The complete grammar of a body, which has been compiled; waits up to COMPILE_S.

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -155,3 +156,18 @@ def test_a_form_that_cannot_be_enforced_is_refused_before_anything_is_computed(l
         ask(llm, structured_outputs=StructuredOutputsParams(json={"uniqueItems": True}))
     stats = llm.engine.stats()  # pyright: ignore[reportAttributeAccessIssue]
     assert stats.num_running == stats.num_waiting == 0
+
+
+def test_the_token_table_is_built_before_anybody_asks(monkeypatch: pytest.MonkeyPatch):
+    is_built, build = threading.Event(), compiler.build_vocabulary
+
+    def build_noted(*given):
+        vocabulary = build(*given)
+        is_built.set()
+        return vocabulary
+
+    monkeypatch.setattr(compiler, "build_vocabulary", build_noted)
+    with small_llm(max_num_seqs=1) as fresh:
+        assert is_built.wait(30)
+        (answer,) = ask(fresh, structured_outputs=StructuredOutputsParams(choice=["yes"]))
+    assert answer.text == "yes"
