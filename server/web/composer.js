@@ -1,5 +1,5 @@
 // Where one writes: Enter sends, Shift+Enter breaks the line, Escape stops an answer.
-import { html, useEffect, useState } from "/web/preact.js";
+import { html, useLayoutEffect, useState } from "/web/preact.js";
 import { Icon } from "/web/icons.js";
 import { settings } from "/web/settings.js";
 import { useStore } from "/web/store.js";
@@ -7,7 +7,8 @@ import { useStore } from "/web/store.js";
 export function Composer({ area, isBusy, onSend, onStop, onSettings, chatId }) {
   const [draft, setDraft] = useState("");
   useStore(settings);
-  useEffect(() => {
+  useLayoutEffect(() => {
+    // Before the page is seen: what one types at once must not be lost.
     setDraft("");
     if (matchMedia("(hover: hover)").matches) area.current.focus(); // no keyboard pops up on phones
   }, [chatId]);
