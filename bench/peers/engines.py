@@ -64,11 +64,12 @@ class Process:
         )
 
     def signal(self, number: signal.Signals) -> None:
-        """To all processes of the session's group, if there are any left."""
-        try:
-            os.killpg(self.popen.pid, number)
-        except ProcessLookupError:
-            pass
+        """To all processes of the session, and of those it began, if there are any left."""
+        for session in machine.sessions_of(self.popen.pid):
+            try:
+                os.killpg(session, number)
+            except ProcessLookupError:
+                pass
 
     def failed(self, what: str) -> EngineFailed:
         """An error with the end of the log."""

@@ -21,6 +21,7 @@ __all__ = [
     "product_flops",
     "read_bytes_per_s",
     "read_cpu_clock",
+    "sessions_of",
 ]
 
 
@@ -63,33 +64,60 @@ def read_cpu_clock(sessions: "set[int]") -> CpuClock:
     except OSError:
         return CpuClock(-1.0, 0.0, now_s)
     user, nice, system, _, _, irq, softirq, steal = fields[:8]
-    ours = sum(_process_ticks(entry, sessions) for entry in Path("/proc").glob("[0-9]*"))
+    processes = _processes()
+    ours_in = _with_descendants(sessions, processes)
+    ours = sum(p.ticks for p in processes if p.session in ours_in or p.pid == os.getpid())
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     busy = user + nice + system + irq + softirq + steal
     return CpuClock(busy * tick_s, ours * tick_s, now_s)
 
 
-def _process_ticks(process: Path, sessions: "set[int]") -> int:
-    """A process's ticks with those of children it waited for, if it is in one of the sessions."""
-    try:
-        # After the name, which may hold anything: state, parent, group, session, ...
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0  # it has just ended
-    if int(fields[3]) not in sessions and int(process.name) != os.getpid():
-        return 0
-    return sum(map(int, fields[11:15]))
+@dataclass(frozen=True, slots=True)
+class _ProcessStat:
+    pid: int
+    parent: int
+    session: int
+    ticks: int  # with those of children it waited for
+
+
+def _processes() -> list[_ProcessStat]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # After the name, which may hold anything: state, parent, group, session, ...
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        ticks = sum(map(int, fields[11:15]))
+        found.append(_ProcessStat(int(entry.name), int(fields[1]), int(fields[3]), ticks))
+    return found
+
+
+def sessions_of(session: int) -> "set[int]":
+    """A session, and those that its processes have begun (a server's engine, for one)."""
+    return _with_descendants({session}, _processes())
+
+
+def _with_descendants(sessions: "set[int]", processes: list[_ProcessStat]) -> "set[int]":
+    found = set(sessions)
+    while True:
+        members = {p.pid for p in processes if p.session in found}
+        more = {p.session for p in processes if p.parent in members} - found
+        if not more:
+            return found
+        found |= more
 
 
 def peak_rss_bytes(session: int) -> int:
-    """The most resident memory of each process of a session, summed; 0 if unknown."""
+    """The most resident memory of each process of a session, and of those it began; 0 if unknown."""
     total = 0
-    for process in Path("/proc").glob("[0-9]*"):
+    processes = _processes()
+    ours = _with_descendants({session}, processes)
+    for process in processes:
+        if process.session not in ours:
+            continue
         try:
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) != session:
-                continue
-            status = (process / "status").read_text()
+            status = Path(f"/proc/{process.pid}/status").read_text()
         except OSError:
             continue
         peak = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]

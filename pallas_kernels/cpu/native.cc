@@ -20,12 +20,20 @@ namespace {
 
 constexpr const char* kNames[] = {"none", "avx2", "avx512", "avx512_bf16"};  // as in build.py
 
+// What this CPU can run.
 int supported_level() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return 1;
   return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+}
+
+// What runs fastest. Intel's cores multiply pairs of bfloat16 at half the rate of float32, which AMD's
+// do at twice the rate: measured on Emerald Rapids (170 against 300 GFLOP/s) and Zen 5.
+int best_level() {
+  const int level = supported_level();
+  return level == 3 && __builtin_cpu_is("intel") ? 2 : level;
 }
 
 std::atomic<int> g_level{-1};
@@ -67,13 +75,16 @@ void parallel(ffi::ThreadPool& pool, int64_t num_threads, int64_t n, Body body) 
   }
 }
 
-std::vector<float> widened(const void* x, int64_t size) {
-  std::vector<float> out(size);
-  const uint16_t* from = (const uint16_t*)x;
-  for (int64_t i = 0; i < size; i++) {
-    uint32_t bits = (uint32_t)from[i] << 16;
-    __builtin_memcpy(&out[i], &bits, 4);
-  }
+std::unique_ptr<float[]> widened(ffi::ThreadPool& pool, const uint16_t* x, int64_t num_rows,
+                                 int64_t depth) {
+  std::unique_ptr<float[]> out(new float[num_rows * depth]);
+  float* to = out.get();
+  const auto widen = kernels().widen;
+  const int64_t num_pieces = (num_rows + kFewRows - 1) / kFewRows;
+  parallel(pool, pool.num_threads(), num_pieces, [=](int64_t i) {
+    const int64_t begin = i * kFewRows, end = std::min(begin + kFewRows, num_rows);
+    widen(x + begin * depth, (end - begin) * depth, to + begin * depth);
+  });
   return out;
 }
 
@@ -87,10 +98,10 @@ bool is_known(ffi::DataType type) {
 #include "attention.inc"
 #include "rotate.inc"
 
-// Chooses the instruction set: the best one, or at most `most` if it is positive. Returns its name.
+// Chooses the instruction set: the fastest one, or if `most` is positive that one, or what there is
+// below it. Returns its name.
 extern "C" __attribute__((visibility("default"))) const char* jaxserve_select(int most) {
-  int level = supported_level();
-  if (most > 0 && most < level) level = most;
+  const int level = most > 0 ? std::min(most, supported_level()) : best_level();
   g_level.store(level, std::memory_order_relaxed);
   return kNames[level];
 }

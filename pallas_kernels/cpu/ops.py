@@ -75,8 +75,10 @@ def _is_better(x_td: jax.Array, weights: tuple[jax.Array, ...]) -> bool:
         return False
     if x_td.shape[0] <= MAX_ROWS:
         return True
-    packs = x_td.dtype == jnp.bfloat16 and build.load().detail == "avx512_bf16"
-    return packs and x_td.shape[1] % 2 == 0
+    packs = build.load().detail == "avx512" or (
+        build.load().detail == "avx512_bf16" and x_td.dtype == jnp.bfloat16
+    )
+    return packs and (x_td.dtype == jnp.float32 or x_td.shape[1] % 2 == 0)
 
 
 def products(
