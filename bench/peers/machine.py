@@ -109,7 +109,7 @@ def _with_descendants(sessions: "set[int]", processes: list[_ProcessStat]) -> "s
 
 
 def peak_rss_bytes(session: int) -> int:
-    """The most resident memory of each process of a session, and of those it began; 0 if unknown."""
+    """The most resident memory of each process of a session and those it began; 0 if unknown."""
     total = 0
     processes = _processes()
     ours = _with_descendants({session}, processes)

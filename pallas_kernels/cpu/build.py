@@ -81,7 +81,7 @@ def load() -> Native:
 
 
 def use_instructions(library: ctypes.CDLL, most: int = 0) -> str:
-    """Run on the fastest instruction set, or on INSTRUCTIONS[most] or what is below; returns which."""
+    """Run on the fastest instruction set, or on INSTRUCTIONS[most] or below; returns which."""
     library.jaxserve_select.restype = ctypes.c_char_p
     library.jaxserve_select.argtypes = [ctypes.c_int]
     return library.jaxserve_select(most).decode()

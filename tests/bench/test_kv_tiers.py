@@ -16,17 +16,14 @@ def run(tmp_path: Path, only: str) -> "list[dict]":
     return lines
 
 
-def test_revisits_come_from_where_they_should_and_answer_the_same(tmp_path: Path):
-    lines = {line["place"]: line for line in run(tmp_path, "revisit")}
+def test_revisits_are_told_by_place_and_the_cost_in_vain_by_tier(tmp_path: Path):
+    *revisits, host, disk = run(tmp_path, "revisit,unique")
+    lines = {line["place"]: line for line in revisits}
     assert set(lines) == {"recompute", "device", "fill", "host", "disk, first", "disk"}
     assert lines["recompute"]["cached_tokens"] == [0] == lines["fill"]["cached_tokens"]
     assert lines["device"]["cached_tokens"] == [96]
     assert lines["host"]["loaded"]["host"] > 0 and lines["disk"]["loaded"]["disk"] > 0
     assert all(line["same_answers"] == 1 for line in lines.values())
-
-
-def test_the_cost_in_vain_is_measured(tmp_path: Path):
-    host, disk = run(tmp_path, "unique")
     assert (host["tiers"], disk["tiers"]) == ("host", "disk")
     for line in (host, disk):
         assert line["ratio"] > 0 and line["counters"]["saved"] > 0

@@ -14,7 +14,7 @@ from tests.engine.tiers_harness import (
 )
 
 MODEL = FIXTURES / "deepseek_v3-v0"
-ASKED = requests(40, seed=3)
+ASKED = requests(24, seed=3)
 HOST_BYTES = 24 * 8 * 2 * 24 * 4  # two dozen slots: 8 tokens, 2 layers, 16 + 8 float32
 
 
@@ -37,7 +37,7 @@ def test_host_and_disk_change_no_token_and_two_devices_read_what_one_wrote(tmp_p
     tiers = {"kv_host_bytes": HOST_BYTES, "kv_store": store, "kv_load": "load"}
     tokens, sources = run(**tiers)
     assert tokens == expected
-    assert sum(sources.values()) > 20  # of what left the device
+    assert sum(sources.values()) > 10  # of what left the device
     tokens, sources = run("b", tensor_parallel_size=2, **tiers)
     assert tokens == {name + "b": value for name, value in expected.items()}
-    assert sources.get("disk", 0) > 10
+    assert sources.get("disk", 0) > 5
