@@ -244,11 +244,12 @@ def find_limits(job: Job, engines: Sequence[Engine]) -> machine.Limits:
     """What the machine can do, by whichever library does it best. Engines are stopped."""
     num_bytes = job.shape.step_params * (4 if job.dtype == "float32" else 2)
     rate = machine.read_bytes_per_s(max(num_bytes, LEAST_READ_BYTES))
-    flops = machine.product_flops(job.dtype)
+    dtypes = {job.dtype, "float32"}  # where bfloat16 products are slow, one may widen
+    flops = max(machine.product_flops(dtype) for dtype in dtypes)
     for engine in engines:
         if engine.name == "transformers" and isinstance(engine, WorkerEngine):
             engine.thaw()
-            flops = max(flops, engine.call("product_flops", dtype=job.dtype))
+            flops = max(flops, *(engine.call("product_flops", dtype=dtype) for dtype in dtypes))
             engine.freeze()
     return machine.Limits(rate, {job.dtype: flops})
 
