@@ -62,10 +62,12 @@ class Process:
             stderr=self.log,
             start_new_session=True,
         )
+        self._sessions = {self.popen.pid}
 
     def signal(self, number: signal.Signals) -> None:
         """To all processes of the session, and of those it began, if there are any left."""
-        for session in machine.sessions_of(self.popen.pid):
+        self._sessions |= machine.sessions_of(self.popen.pid)  # children may outlive their parent
+        for session in self._sessions:
             try:
                 os.killpg(session, number)
             except ProcessLookupError:
@@ -84,7 +86,7 @@ class Process:
         if self.popen.stdin is not None:
             self.popen.stdin.close()
         else:
-            self.signal(signal.SIGTERM)
+            self.popen.terminate()  # a server ends its engine itself
         try:
             self.popen.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -54,7 +54,7 @@ MAX_TIMED_TOKENS = 512
 LAYOUT_VERSION = 1
 """Changes when the bytes of a block change meaning; part of every block's namespace."""
 
-NATIVE_NUMERICS = "native 2"
+NATIVE_NUMERICS = "native 3"
 """Changes when the native kernels round differently, and with them the keys and values."""
 
 CPU_KV_BYTES = 4 << 30
@@ -297,7 +297,7 @@ def _namespace(
     native_cpu: bool,
     attention: str,
 ) -> Namespace:
-    products = NATIVE_NUMERICS if native_cpu else "xla"
+    products = f"{NATIVE_NUMERICS} {load_native().detail}" if native_cpu else "xla"
     return Namespace(
         weights_fingerprint=model.fingerprint,
         model_config_digest=model.config.digest,

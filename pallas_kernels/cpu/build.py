@@ -80,6 +80,15 @@ def load() -> Native:
     return Native(True, instructions)
 
 
+@functools.cache
+def has_amx() -> bool:
+    """Whether this machine multiplies tiles of bfloat16, as Linux tells it."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 def use_instructions(library: ctypes.CDLL, most: int = 0) -> str:
     """Run on the fastest instruction set, or on INSTRUCTIONS[most] or below; returns which."""
     library.jaxserve_select.restype = ctypes.c_char_p

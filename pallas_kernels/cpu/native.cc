@@ -29,8 +29,8 @@ int supported_level() {
   return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
 }
 
-// What runs fastest. Intel's cores multiply pairs of bfloat16 at half the rate of float32, which AMD's
-// do at twice the rate: measured on Emerald Rapids (176 against 336 GFLOP/s) and Zen 5.
+// What runs fastest. Intel's cores multiply pairs of bfloat16 at half the rate of float32, AMD's at
+// twice that rate: measured on Emerald Rapids (176 against 336 GFLOP/s) and Zen 5.
 int best_level() {
   const int level = supported_level();
   return level == 3 && __builtin_cpu_is("intel") ? 2 : level;

@@ -19,6 +19,9 @@ from jaxserve.pallas_kernels.paged_attention.specs import AttentionSpec, RaggedR
 MAX_ROWS = 64
 """Up to here the native products are at least as fast as XLA's on every machine."""
 
+PANEL_OUTPUTS = 64
+"""As many outputs of a matrix are packed together for more than MAX_ROWS rows."""
+
 Products = Callable[[jax.Array, tuple[jax.Array, ...], jnp.dtype], tuple[jax.Array, ...]]
 Gated = Callable[[jax.Array, jax.Array, jax.Array, str, Products], jax.Array]
 
@@ -75,10 +78,15 @@ def _is_better(x_td: jax.Array, weights: tuple[jax.Array, ...]) -> bool:
         return False
     if x_td.shape[0] <= MAX_ROWS:
         return True
-    packs = build.load().detail == "avx512" or (
-        build.load().detail == "avx512_bf16" and x_td.dtype == jnp.bfloat16
-    )
-    return packs and (x_td.dtype == jnp.float32 or x_td.shape[1] % 2 == 0)
+    if any(w.shape[0] < PANEL_OUTPUTS for w in weights):
+        return False  # a panel costs as much as a whole one
+    instructions = build.load().detail
+    if x_td.dtype == jnp.float32:
+        return instructions == "avx512"
+    packs = (
+        instructions in ("avx512", "avx512_bf16") and not build.has_amx()
+    )  # XLA uses those tiles
+    return packs and x_td.shape[1] % 2 == 0
 
 
 def products(

@@ -102,12 +102,15 @@ def test_products_of_many_rows_match_float64(instructions, depth, num_outputs, d
     np.testing.assert_array_equal(np.asarray(half), np.asarray(jnp.asarray(y).astype(dtype)))
 
 
+@pytest.mark.parametrize("depth", [40, 4102])  # the latter in parts, kept in between
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 8e-3)])
-def test_the_gated_hidden_layer_matches_its_parts(instructions, dtype, tolerance, activation):
+def test_the_gated_hidden_layer_matches_its_parts(
+    instructions, dtype, tolerance, activation, depth
+):
     rng = np.random.default_rng(2)
-    x = jnp.asarray(rng.standard_normal((130, 40)) * 2, dtype)
-    up, gate = (jnp.asarray(rng.standard_normal((70, 40)), dtype) for _ in range(2))
+    x = jnp.asarray(rng.standard_normal((130, depth)) * 2 * (40 / depth) ** 0.5, dtype)
+    up, gate = (jnp.asarray(rng.standard_normal((70, depth)), dtype) for _ in range(2))
     for num_rows in (1, 5, 130):
         rows = x[:num_rows]
         y = np.asarray(ops.gated(rows, up, gate, is_gelu=activation == "gelu_tanh"), np.float32)
@@ -145,10 +148,48 @@ def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
     w = jnp.ones((3, 8), jnp.float16)
     products(w[:2], (w,), jnp.dtype(jnp.float16))
     many, w = jnp.ones((ops.MAX_ROWS + 1, 7), jnp.bfloat16), jnp.ones((3, 7), jnp.bfloat16)
-    products(many, (w,), jnp.dtype(jnp.float32))  # pairs of bfloat16 are packed, not odd ones
+    products(many, (w,), jnp.dtype(jnp.float32))
     assert calls == [2, ops.MAX_ROWS + 1]
     (y,) = products(many[1:], (w,), jnp.dtype(jnp.float32))
     assert calls[2:] == [] and (np.asarray(y) == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("instructions", "has_amx", "dtype", "shape", "is_native"),
+    [
+        ("avx2", False, "float32", (64, 8), False),
+        ("avx2", False, "bfloat16", (64, 8), False),
+        ("avx512", False, "float32", (64, 7), True),
+        ("avx512", False, "bfloat16", (64, 8), True),
+        ("avx512", False, "bfloat16", (64, 7), False),  # bfloat16 is packed in pairs
+        ("avx512", False, "bfloat16", (63, 8), False),  # most of a panel would be padding
+        ("avx512", True, "bfloat16", (64, 8), False),
+        ("avx512_bf16", False, "bfloat16", (64, 8), True),
+        ("avx512_bf16", False, "float32", (64, 8), False),
+    ],
+)
+def test_many_rows_go_to_what_is_faster_on_the_machine(
+    monkeypatch, instructions, has_amx, dtype, shape, is_native
+):
+    monkeypatch.setattr(build, "load", lambda: build.Native(True, instructions))
+    monkeypatch.setattr(build, "has_amx", lambda: has_amx)
+    w = jnp.ones(shape, dtype)
+    assert ops._is_better(jnp.ones((ops.MAX_ROWS + 1, shape[1]), dtype), (w,)) == is_native
+    assert ops._is_better(jnp.ones((ops.MAX_ROWS, shape[1]), dtype), (w,))
+
+
+@pytest.mark.parametrize("num_rows", [4, 70])
+def test_results_are_rounded_to_bfloat16_as_jax_rounds(instructions, num_rows):
+    """Products with one: what is rounded is known to the last bit, ties and infinity too."""
+    high_bits = np.array([0x3F800000, 0x3F810000, 0x3F800000, 0x7F7F0000, 0x7F800000, 0xFF800000])
+    high = high_bits.astype(np.uint32).view(np.float32)
+    low = np.array([2**-8, 2**-8, 2**-8 + 2**-15, 2.0**119, 0, 0], np.float32)
+    w = jnp.asarray(np.stack([high, low], 1)[np.arange(66) % 6]).astype(jnp.bfloat16)
+    x = jnp.ones((num_rows, 2), jnp.bfloat16)
+    (rounded,) = ops.products(x, (w,), jnp.dtype(jnp.bfloat16))
+    (exact,) = ops.products(x, (w,), jnp.dtype(jnp.float32))
+    expected = np.asarray(exact.astype(jnp.bfloat16), np.float32)
+    np.testing.assert_array_equal(np.asarray(rounded, np.float32), expected)
 
 
 @partial(jax.jit, static_argnums=3)
