@@ -138,13 +138,19 @@ def test_what_one_device_wrote_two_devices_read(tmp_path: Path):
 @pytest.mark.parametrize("change", [{"page_size": 16, "num_pages": 20}, {"dtype": "bfloat16"}])
 def test_another_page_size_or_dtype_hits_nothing(tmp_path: Path, change: dict):
     settings = {"kv_host_bytes": HOST_BYTES, "kv_store": f"file://{tmp_path}/kv?max_bytes=8MiB"}
-    run("llama31-v0", **settings)
-    engine = make_engine(**{"kv_load": "load", **settings, **change})
-    try:
-        serve(engine, requests(10))
-        check_nothing_read(engine)
-    finally:
-        engine.close()
+    settings |= {"kv_load": "load", "kv_offload": "eager"}
+    found = []
+    for changed in ({}, {}, change):
+        engine = make_engine(**{**settings, **changed})
+        try:
+            serve(engine, requests(10))
+            settle(engine)
+            if changed:
+                check_nothing_read(engine)
+            found.append(loaded(engine).get("disk", 0))
+        finally:
+            engine.close()
+    assert found[0] == 0 < found[1]  # the second engine finds what the first has written
 
 
 def check_nothing_read(engine: Engine) -> None:
