@@ -15,6 +15,7 @@ from jaxserve.config import (
 )
 from jaxserve.engine import Engine, build_engine
 from jaxserve.types import Request, SamplingParams
+from tests.parity.harness import few_buckets
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny"
 MAX_LEN, VOCAB, PAGE_SIZE = 96, 250, 8
@@ -42,7 +43,8 @@ def make_engine(
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=64),
             parallel=ParallelConfig(tensor_parallel_size=tensor_parallel_size),
             runtime=RuntimeConfig(warmup=False, native_cpu=native_cpu),
-        )
+        ),
+        buckets=few_buckets(6, 64),
     )
 
 

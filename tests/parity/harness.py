@@ -19,6 +19,7 @@ from jaxserve.config import (
     SchedulerConfig,
 )
 from jaxserve.engine import Engine, build_engine
+from jaxserve.plan import Bucket
 from jaxserve.types import Request, SamplingParams, TokenEvent
 
 TOLERANCE = 1e-4
@@ -38,6 +39,8 @@ class Settings:
     tensor_parallel_size: int = 1
     enable_prefix_caching: bool = True
     native_cpu: bool = True
+    few_shapes: bool = False
+    """Compile three shapes of steps instead of six: most of the time is compiling."""
 
 
 _DEFAULT = Settings()
@@ -59,7 +62,19 @@ def make_engine(folder: Path, settings: Settings = _DEFAULT) -> Engine:
             ),
             parallel=ParallelConfig(tensor_parallel_size=settings.tensor_parallel_size),
             runtime=RuntimeConfig(warmup=False, native_cpu=settings.native_cpu),
-        )
+        ),
+        buckets=few_buckets(settings.max_num_seqs, settings.max_num_batched_tokens)
+        if settings.few_shapes
+        else None,
+    )
+
+
+def few_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket, ...]:
+    """One sequence decodes, all decode, all do anything: the least that an engine needs."""
+    return (
+        Bucket(1, 1, True),
+        Bucket(max_num_seqs, max_num_seqs, True),
+        Bucket(max_num_batched_tokens, max_num_seqs, False),
     )
 
 

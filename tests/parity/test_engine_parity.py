@@ -14,9 +14,9 @@ FAMILIES = sorted(folder.name for folder in TINY.iterdir())
 SETTINGS = (
     Settings(page_size=16, max_num_batched_tokens=64),
     Settings(page_size=4, max_num_batched_tokens=16),
-    Settings(page_size=8, max_num_batched_tokens=40, max_num_seqs=2),
-    Settings(page_size=1, max_num_batched_tokens=24, max_num_seqs=3),
-    Settings(page_size=32, max_num_batched_tokens=64, enable_prefix_caching=False),
+    Settings(page_size=8, max_num_batched_tokens=40, max_num_seqs=2, few_shapes=True),
+    Settings(page_size=1, max_num_batched_tokens=24, max_num_seqs=3, few_shapes=True),
+    Settings(page_size=32, max_num_batched_tokens=64, enable_prefix_caching=False, few_shapes=True),
 )
 
 
@@ -38,13 +38,15 @@ def test_family_matches_transformers(family: str):
 )
 def test_tensor_parallel_output_is_that_of_one_device(family: str, devices: int):
     assert jax.device_count() >= devices
-    assert check(TINY / family, Settings(tensor_parallel_size=devices)) <= TOLERANCE
+    assert (
+        check(TINY / family, Settings(tensor_parallel_size=devices, few_shapes=True)) <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("family", ["llama31-v0", "qwen3-v2", "gemma3-v0", "deepseek_v2-v3"])
 def test_preempted_sequences_resume_with_the_same_tokens(family: str):
     """Two sequences of 48 to 72 tokens fill 32 pages of 4 before the first of them is done."""
-    settings = Settings(page_size=4, num_pages=32, max_num_batched_tokens=32)
+    settings = Settings(page_size=4, num_pages=32, max_num_batched_tokens=32, few_shapes=True)
     assert check(TINY / family, settings, must_preempt=True) <= TOLERANCE
 
 
