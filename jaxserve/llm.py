@@ -24,9 +24,7 @@ from jaxserve.outputs import OutputDelta
 from jaxserve.progress import Progress
 from jaxserve.requests import (
     DrawSeed,
-    Limits,
     check_dimensions,
-    check_token_ids,
     default_sampling,
     make_pooling_request,
     make_requests,
@@ -41,6 +39,7 @@ from jaxserve.results import (
     embedding_of,
     embedding_output,
 )
+from jaxserve.sampling_bounds import Limits, check_token_ids
 from jaxserve.settings import config_from_keywords
 from jaxserve.structured import GrammarCompiler, body_of
 from jaxserve.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from jaxserve.errors import RequestError
 from jaxserve.outputs import OutputDelta, OutputProcessor, PositionLogprobs, TokenText
-from jaxserve.requests import check_sampling
+from jaxserve.sampling_bounds import check_sampling
 from jaxserve.server.answers import Answers
 from jaxserve.server.chat import prompt_logprobs_entry, token_name
 from jaxserve.server.context import Context

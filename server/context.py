@@ -13,7 +13,8 @@ from jaxserve.config import Config
 from jaxserve.conversation import ChatPlan, ToolUse, plan_chat
 from jaxserve.errors import RequestError
 from jaxserve.llm import EngineLike, grammars_of, limits_of
-from jaxserve.requests import DrawSeed, Limits, make_requests, without_bad_words
+from jaxserve.requests import DrawSeed, make_requests, without_bad_words
+from jaxserve.sampling_bounds import Limits
 from jaxserve.server.answers import Answers
 from jaxserve.server.bridge import EngineBridge, Link
 from jaxserve.server.live import LiveFeed, Picture, picture

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxserve.errors import RequestError
 from jaxserve.kv.stats import KVStats
 from jaxserve.llm import EngineLike, limits_of
-from jaxserve.requests import check_token_ids
+from jaxserve.sampling_bounds import check_token_ids
 from jaxserve.scheduler.stats import SchedulerStats
 from jaxserve.server.engine_loop import EngineLoop
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from jaxserve.errors import RequestError
-from jaxserve.requests import check_token_ids
+from jaxserve.sampling_bounds import check_token_ids
 from jaxserve.server.chat import encode
 from jaxserve.server.context import Context
 from jaxserve.server.openai import ChatCompletionRequest, TokenIdsField, log_unknown

@@ -41,6 +41,7 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-w")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 INSTRUCTIONS = ("none", "avx2", "avx512", "avx512_bf16")
+AMX = "beside AMX"
 TARGETS = (
     "jaxserve_linear",
     "jaxserve_gated",
@@ -51,7 +52,10 @@ TARGETS = (
 
 
 class Native(NamedTuple):
-    """Whether the kernels can be called; `detail` is the instruction set, or why they cannot."""
+    """Whether the kernels can be called; `detail` is the instruction set, or why they cannot.
+
+    AMX is named behind it: they do not use it, but leave to XLA what is faster with it.
+    """
 
     available: bool
     detail: str
@@ -76,12 +80,12 @@ def load() -> Native:
         native = Native(False, " ".join(str(error).split())[:500])
         logger.info("native CPU kernels are not available, plain XLA serves: %s", native.detail)
         return native
-    logger.info("native CPU kernels: %s", instructions)
-    return Native(True, instructions)
+    detail = f"{instructions} {AMX}" if _has_amx() else instructions
+    logger.info("native CPU kernels: %s", detail)
+    return Native(True, detail)
 
 
-@functools.cache
-def has_amx() -> bool:
+def _has_amx() -> bool:
     """Whether this machine multiplies tiles of bfloat16, as Linux tells it."""
     try:
         return " amx_bf16" in Path("/proc/cpuinfo").read_text()

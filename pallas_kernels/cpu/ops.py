@@ -82,11 +82,8 @@ def _is_better(x_td: jax.Array, weights: tuple[jax.Array, ...]) -> bool:
         return False  # a panel costs as much as a whole one
     instructions = build.load().detail
     if x_td.dtype == jnp.float32:
-        return instructions == "avx512"
-    packs = (
-        instructions in ("avx512", "avx512_bf16") and not build.has_amx()
-    )  # XLA uses those tiles
-    return packs and x_td.shape[1] % 2 == 0
+        return instructions.split()[0] == "avx512"
+    return instructions in ("avx512", "avx512_bf16") and x_td.shape[1] % 2 == 0
 
 
 def products(

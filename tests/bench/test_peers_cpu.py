@@ -1,10 +1,14 @@
 import json
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bench import peers_cpu
-from bench.peers import checkpoint, gguf
+from bench.peers import checkpoint, gguf, machine
+from bench.peers.engines import Process
 from bench.peers.measures import TooFast, decode_rate
 from bench.peers.report import ratios
 from bench.peers.workload import Run
@@ -65,3 +69,37 @@ def test_the_gguf_file_holds_the_tensors_of_the_checkpoint(tmp_path: Path, dtype
     begin, end = header["lm_head.weight"]["data_offsets"]
     head = weights[8 + header_size + begin : 8 + header_size + end]
     assert data.endswith(head) and len(data) % gguf.ALIGNMENT == 0
+
+
+def test_an_engine_that_left_its_servers_session_is_counted_and_ended_with_it(tmp_path: Path):
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+        " start_new_session=True)\n"
+        "print(child.pid, file=open('child', 'w'), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    server = Process("server", [sys.executable, "-c", code], tmp_path, {}, has_pipe=False)
+    try:
+        written = tmp_path / "child"
+        while not written.exists() or not written.read_text().endswith("\n"):
+            assert server.popen.poll() is None
+            time.sleep(0.01)
+        child = int(written.read_text())
+        assert machine.sessions_of(server.popen.pid) == {server.popen.pid, child}
+        assert machine.peak_rss_bytes(server.popen.pid) > machine.peak_rss_bytes(child) > 0
+        server.signal(signal.SIGSTOP)
+    finally:
+        server.close()  # the server dies at once, and the child has no living parent to be found by
+    deadline_s = time.monotonic() + 20
+    while time.monotonic() < deadline_s and _is_running(child):
+        time.sleep(0.01)
+    assert not _is_running(child)
+
+
+def _is_running(pid: int) -> bool:
+    """Neither gone nor dead and waiting for somebody to ask."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

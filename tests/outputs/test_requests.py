@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxserve.errors import RequestError
-from jaxserve.requests import DrawSeed, Limits, default_sampling, make_requests
+from jaxserve.requests import DrawSeed, default_sampling, make_requests
+from jaxserve.sampling_bounds import Limits
 from jaxserve.types import Request, SamplingParams
 
 LIMITS = Limits(max_model_len=100, vocab_size=50, eos_token_ids=(1, 2))

@@ -155,24 +155,23 @@ def test_what_the_kernel_does_not_do_goes_to_the_fallback(best):
 
 
 @pytest.mark.parametrize(
-    ("instructions", "has_amx", "dtype", "shape", "is_native"),
+    ("instructions", "dtype", "shape", "is_native"),
     [
-        ("avx2", False, "float32", (64, 8), False),
-        ("avx2", False, "bfloat16", (64, 8), False),
-        ("avx512", False, "float32", (64, 7), True),
-        ("avx512", False, "bfloat16", (64, 8), True),
-        ("avx512", False, "bfloat16", (64, 7), False),  # bfloat16 is packed in pairs
-        ("avx512", False, "bfloat16", (63, 8), False),  # most of a panel would be padding
-        ("avx512", True, "bfloat16", (64, 8), False),
-        ("avx512_bf16", False, "bfloat16", (64, 8), True),
-        ("avx512_bf16", False, "float32", (64, 8), False),
+        ("avx2", "float32", (64, 8), False),
+        ("avx2", "bfloat16", (64, 8), False),
+        ("avx512", "float32", (64, 7), True),
+        ("avx512", "bfloat16", (64, 8), True),
+        ("avx512", "bfloat16", (64, 7), False),  # bfloat16 is packed in pairs
+        ("avx512", "bfloat16", (63, 8), False),  # most of a panel would be padding
+        ("avx512 beside AMX", "bfloat16", (64, 8), False),
+        ("avx512_bf16", "bfloat16", (64, 8), True),
+        ("avx512_bf16", "float32", (64, 8), False),
     ],
 )
 def test_many_rows_go_to_what_is_faster_on_the_machine(
-    monkeypatch, instructions, has_amx, dtype, shape, is_native
+    monkeypatch, instructions, dtype, shape, is_native
 ):
     monkeypatch.setattr(build, "load", lambda: build.Native(True, instructions))
-    monkeypatch.setattr(build, "has_amx", lambda: has_amx)
     w = jnp.ones(shape, dtype)
     assert ops._is_better(jnp.ones((ops.MAX_ROWS + 1, shape[1]), dtype), (w,)) == is_native
     assert ops._is_better(jnp.ones((ops.MAX_ROWS, shape[1]), dtype), (w,))

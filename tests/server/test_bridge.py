@@ -6,7 +6,8 @@ import pytest
 
 from jaxserve.config import Config, SchedulerConfig
 from jaxserve.errors import EngineDeadError, RequestError
-from jaxserve.requests import DrawSeed, Limits, make_requests
+from jaxserve.requests import DrawSeed, make_requests
+from jaxserve.sampling_bounds import Limits
 from jaxserve.server.bridge import EngineBridge, EventQueue
 from jaxserve.server.engine_loop import EngineLoop
 from jaxserve.types import Request, SamplingParams, TokenEvent

@@ -19,7 +19,8 @@ import pytest
 
 from jaxserve.config import Config, SchedulerConfig
 from jaxserve.errors import EngineDeadError, RequestError, WeightsError
-from jaxserve.requests import DrawSeed, Limits, make_requests
+from jaxserve.requests import DrawSeed, make_requests
+from jaxserve.sampling_bounds import Limits
 from jaxserve.server.bridge import EngineBridge
 from jaxserve.server.remote import Connected, connect
 from jaxserve.server.wire import LENGTH, Frames, exception_of, failure_of
