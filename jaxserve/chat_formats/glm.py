@@ -108,7 +108,7 @@ def _pattern(line_break: str) -> CallPattern:
             tail=END,
         )
 
-    return CallPattern(call, between="\n")
+    return CallPattern(call, between=line_break)
 
 
 FORMAT = ToolFormat(

@@ -8,7 +8,7 @@
     </function>
     </tool_call>
 
-Values have no types: the tool's schema says what they are.
+Values have no types: the tool's schema says what they are. Seed-OSS has no line breaks around them.
 """
 
 import json
@@ -122,14 +122,14 @@ def _value(source: Source, index: int, schema: Any) -> Generator[Event | None, N
     return raw
 
 
-def _pattern(begin: str, end: str) -> CallPattern:
+def _pattern(begin: str, end: str, around_value: str) -> CallPattern:
     def call(tool: Tool) -> Any:
         return tagged_parts(
             tool,
             head=f"{begin}\n{FUNCTION}{tool.name}>\n",
             before_key=PARAMETER,
-            after_key=">\n",
-            after_value="\n" + PARAMETER_END + "\n",
+            after_key=">" + around_value,
+            after_value=around_value + PARAMETER_END + "\n",
             tail=f"{FUNCTION_END}\n{end}",
         )
 
@@ -139,7 +139,7 @@ def _pattern(begin: str, end: str) -> CallPattern:
 FORMAT = ToolFormat(
     names=("qwen3_xml", "qwen3_coder"),
     parse=parse_with("<tool_call>", "</tool_call>"),
-    pattern=_pattern("<tool_call>", "</tool_call>"),
+    pattern=_pattern("<tool_call>", "</tool_call>", "\n"),
     detect=lambda template: FUNCTION in template and "<seed:" not in template,
     marks=("<tool_call>", "</tool_call>", FUNCTION_END, PARAMETER_END),
 )
@@ -147,7 +147,7 @@ FORMAT = ToolFormat(
 SEED = ToolFormat(
     names=("seed_oss",),
     parse=parse_with("<seed:tool_call>", "</seed:tool_call>"),
-    pattern=_pattern("<seed:tool_call>", "</seed:tool_call>"),
+    pattern=_pattern("<seed:tool_call>", "</seed:tool_call>", ""),
     detect=lambda template: "<seed:tool_call>" in template,
     marks=("<seed:tool_call>", "</seed:tool_call>", FUNCTION_END, PARAMETER_END),
 )

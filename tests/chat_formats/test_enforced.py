@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from jaxserve.chat_format_choice import ChatFormats
 from jaxserve.chat_formats import parse_whole
 from jaxserve.chat_formats.format import ToolFormat
-from jaxserve.chat_formats.registry import TOOL_FORMATS
+from jaxserve.chat_formats.registry import TOOL_FORMATS, find_tool_format
 from jaxserve.conversation import ChatPlan, parse_tool_use, plan_chat
 from jaxserve.structured import GrammarCompiler, fill_masks
 from jaxserve.tokenizer import Tokenizer
@@ -99,6 +99,28 @@ def test_demanded_calls_come_out_whole_and_fit_their_schemas(
             if choice != "required":
                 assert call.name == "get_weather"
             jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name] or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("glm45", "<tool_call>get_time\n</tool_call>\n<tool_call>get_time\n</tool_call>"),
+        ("glm47", "<tool_call>get_time</tool_call><tool_call>get_time</tool_call>"),
+        (
+            "seed_oss",
+            "<seed:tool_call>\n<function=get_weather>\n<parameter=days>3</parameter>\n"
+            "<parameter=unit>C</parameter>\n</function>\n</seed:tool_call>",
+        ),
+    ],
+)
+def test_demanded_calls_have_the_line_breaks_of_the_chat_template(name: str, written: str):
+    tool_format = find_tool_format(name, "")
+    tokenizer = tokenizer_with(tool_format.marks)
+    plan = plan_for(tokenizer, tool_format, tool_choice="required")
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
+    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
+    ids = tokenizer.encode(written, add_special_tokens=False)
+    assert start.validate_tokens(ids) == len(ids)
 
 
 def test_reasoning_may_come_before_a_demanded_call_and_must_be_closed():
