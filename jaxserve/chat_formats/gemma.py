@@ -3,9 +3,11 @@
     <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>
     <start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>
 
-Keys have no quotes, texts have a mark of their own. A call is given out when all of it is there.
+Keys have no quotes, texts have a mark of their own, though some words come without; names of
+Python or JSON stand for true, false and null. A call is given out when all of it is there.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +21,9 @@ ENDS = {"<|tool_call>": "<tool_call|>", "<start_function_call>": "<end_function_
 QUOTES = ('<|"|>', "<escape>")
 HEAD = re.compile(r"\s*call:([A-Za-z0-9_.-]{1,64})\s*(?=\{)")
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
-KEY = re.compile(r"\s*([^\s:{}\[\],]+)\s*:")
+WORD = re.compile(r"[^\s,{}\[\]<][^,{}\[\]<]*")
+WORDS = {"true": True, "false": False, "null": None, "none": None}
+KEY = re.compile(r"[^\s:{}\[\],]+")
 MAX_CHARS = 65536
 MAX_DEPTH = 32
 
@@ -60,37 +64,59 @@ def _read(text: str, at: int, depth: int) -> tuple[Any, int]:
     if depth > MAX_DEPTH:
         raise ValueError("nested too deep")
     at = _skip(text, at)
-    for quote in QUOTES:
-        if text.startswith(quote, at):
-            end = text.index(quote, at + len(quote))
-            return text[at + len(quote) : end], end + len(quote)
+    if quoted := _read_quoted(text, at):
+        return quoted
     if text[at] == "{":
         return _read_object(text, at + 1, depth)
     if text[at] == "[":
         return _read_list(text, at + 1, depth)
-    for word, value in (("true", True), ("false", False), ("null", None)):
-        if text.startswith(word, at):
-            return value, at + len(word)
-    number = NUMBER.match(text, at)
-    if number is None:
+    return _read_word(text, at)
+
+
+def _read_quoted(text: str, at: int) -> tuple[str, int] | None:
+    for quote in QUOTES:
+        if text.startswith(quote, at):
+            end = text.index(quote, at + len(quote))
+            return text[at + len(quote) : end], end + len(quote)
+    return None
+
+
+def _read_word(text: str, at: int) -> tuple[Any, int]:
+    """A value without quotes: a number, a name of Python or JSON, or a text."""
+    match = WORD.match(text, at)
+    if match is None:
         raise ValueError("no value")
-    kind = float if number[1] or number[2] else int
-    return kind(number[0]), number.end()
+    word = match[0].rstrip()
+    if word.lower() in WORDS:
+        return WORDS[word.lower()], match.end()
+    number = NUMBER.fullmatch(word)
+    if number is None:
+        return word, match.end()
+    if not (number[1] or number[2]):
+        return int(word), match.end()
+    if math.isinf(value := float(word)):
+        raise ValueError("JSON has no such number")
+    return value, match.end()
 
 
 def _read_object(text: str, at: int, depth: int) -> tuple[Any, int]:
     found: dict[str, Any] = {}
     while text[at := _skip(text, at)] != "}":
-        key = KEY.match(text, at)
-        if key is None:
+        key, at = _read_quoted(text, at) or _read_key(text, at)
+        at = _skip(text, at)
+        if text[at] != ":":
             raise ValueError("no key")
-        name = key[1]
-        for quote in QUOTES:
-            name = name.removeprefix(quote).removesuffix(quote)
-        found[name], at = _read(text, key.end(), depth + 1)
+        found[key], at = _read(text, at + 1, depth + 1)
         at = _skip(text, at)
         at += text[at] == ","
     return found, at + 1
+
+
+def _read_key(text: str, at: int) -> tuple[str, int]:
+    key = KEY.match(text, at)
+    if key is None:
+        raise ValueError("no key")
+    return key[0], key.end()
 
 
 def _read_list(text: str, at: int, depth: int) -> tuple[Any, int]:

@@ -79,6 +79,8 @@ def _message(
         index = source.next_call()
         yield CallStart(index, recipient[1])
         raw = yield from _content(source, lambda text: CallArguments(index, text))
+        if not raw.strip():  # no arguments
+            yield CallArguments(index, "{}")
         yield CallEnd(index, before + raw)
     elif "analysis" in words:
         yield from _content(source, Reasoning)

@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
 
-from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, to_json
+from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text, to_json
 from jaxserve.chat_formats.source import (
     NEED_MORE,
     Source,
@@ -21,28 +23,66 @@ HEAD = re.compile(
 """The usual order, for which arguments can be given out as they come."""
 
 
+@dataclass(frozen=True, slots=True)
+class JsonCall:
+    """A call that was read whole; `arguments` is JSON."""
+
+    name: str
+    arguments: str
+    call_id: str | None = None
+
+
 def json_call(
-    source: Source, *, before: str, after: str = ""
+    source: Source, *, before: str, after: str = "", keeps_id: bool = False
 ) -> Generator[Event | None, None, bool]:
     """Read {"name": ..., "arguments": {...}}; False: it is no call, and nothing was used.
 
     Args:
         before: what was used for it already, `after`: what will be.
+        keeps_id: the call's "id" is its id. It may be the last member, so that nothing of the
+            call is given out until all of it is there.
     """
-    head = yield from _head(source)
+    head = None if keeps_id else (yield from _head(source))
     if head is None:
-        return (yield from _whole_call(source, before, after))
+        return (yield from _whole_call(source, before, after, keeps_id))
     name = json.loads(head[1])
     index, raw = source.next_call(), before + source.take(len(head[0]))
     yield CallStart(index, name)
     arguments, complete = yield from json_arguments(source, index)
     raw += arguments
     if complete:
-        raw += yield from blanks(source)
-        if (yield from follows(source, "}")):
-            raw += "}"
+        raw += yield from _rest(source)
     yield CallEnd(index, raw + after)
     return True
+
+
+def json_call_list(
+    source: Source, *, before: str, keeps_id: bool = False
+) -> Generator[Event | None, None, None]:
+    """Read calls from after the "[" of a JSON list to its "]"; what is none is text."""
+    while True:
+        before += yield from blanks(source)
+        if not (yield from json_call(source, before=before, keeps_id=keeps_id)):
+            yield Text(before)
+            return
+        before = yield from blanks(source)
+        if (yield from follows(source, ",")):
+            before += ","
+            continue
+        if not (yield from follows(source, "]")):
+            yield Text(before)
+        return
+
+
+def _rest(source: Source) -> Generator[None, None, str]:
+    """Use what follows the arguments: other members, and the bracket that closes the call."""
+    used = yield from blanks(source)
+    if source.text.startswith(","):
+        span = yield from json_span(source, depth=1)
+        return used + (source.take(len(source.text)) if span is None else span)
+    if (yield from follows(source, "}")):
+        used += "}"
+    return used
 
 
 def _head(source: Source) -> Generator[None, None, "re.Match[str] | None"]:
@@ -71,7 +111,9 @@ def _may_become_head(text: str) -> bool:
     return False
 
 
-def _whole_call(source: Source, before: str, after: str) -> Generator[Event | None, None, bool]:
+def _whole_call(
+    source: Source, before: str, after: str, keeps_id: bool
+) -> Generator[Event | None, None, bool]:
     """A call in another order, or with arguments that are a text: read when all of it is there."""
     if not source.text.startswith("{"):
         return False
@@ -82,25 +124,29 @@ def _whole_call(source: Source, before: str, after: str) -> Generator[Event | No
     if call is None:
         source.text = span + source.text
         return False
-    name, arguments = call
     index = source.next_call()
-    yield CallStart(index, name)
-    yield CallArguments(index, arguments)
+    yield CallStart(index, call.name, call.call_id if keeps_id else None)
+    yield CallArguments(index, call.arguments)
     yield CallEnd(index, before + span + after)
     return True
 
 
-def read_call(text: str) -> tuple[str, str] | None:
-    """Name and arguments of a call that is one JSON object; None: it is none."""
+def read_call(text: str) -> JsonCall | None:
+    """The call that one JSON object is; None: it is none."""
     try:
-        call = json.loads(text)
+        return as_call(json.loads(text))
     except (ValueError, RecursionError):
         return None
+
+
+def as_call(call: Any) -> JsonCall | None:
+    """The call that a value from JSON is; None: it is none."""
     if not isinstance(call, dict):
         return None
+    call_id = call.get("id")
     if isinstance(call.get("function"), dict):
         call = call["function"]
-    name = call.get("name")
+    name = call.get("name", call.get("tool_name"))
     arguments = call.get("arguments", call.get("parameters", {}))
     if isinstance(arguments, str):
         try:
@@ -109,4 +155,4 @@ def read_call(text: str) -> tuple[str, str] | None:
             return None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
-    return name, to_json(arguments)
+    return JsonCall(name, to_json(arguments), call_id if isinstance(call_id, str) else None)

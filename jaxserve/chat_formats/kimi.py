@@ -31,10 +31,10 @@ def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
         if mark is None:
             return
         if mark == BEGIN:
-            yield from _one(source)
+            yield from _one(source, tools)
 
 
-def _one(source: Source) -> Generator[Event | None, None, None]:
+def _one(source: Source, tools: Sequence[Tool]) -> Generator[Event | None, None, None]:
     found = yield from head_until(source, (ARGUMENT,))
     if found is None:
         yield Text(BEGIN)
@@ -42,16 +42,26 @@ def _one(source: Source) -> Generator[Event | None, None, None]:
     head, _ = found
     match = HEAD.fullmatch(head)
     space = yield from blanks(source)
-    if match is None or not source.text.startswith("{"):
+    name = _name(match, tools)
+    if match is None or not name or not source.text.startswith("{"):
         yield Text(BEGIN + head + ARGUMENT + space)
         return
     index = source.next_call()
-    yield CallStart(index, match[2], match[1])
+    yield CallStart(index, name, match[1])
     arguments, _ = yield from json_arguments(source, index)
     raw = BEGIN + head + ARGUMENT + space + arguments
     yield CallEnd(index, raw)
     yield from blanks(source)
     yield from follows(source, END)
+
+
+def _name(head: "re.Match[str] | None", tools: Sequence[Tool]) -> str:
+    """The tool of an id; of one that is nothing but a number, if there is one tool; else ""."""
+    if head is None:
+        return ""
+    if not head[2].isdigit():
+        return head[2]
+    return tools[0].name if len(tools) == 1 else ""
 
 
 def _call(tool: Tool) -> list[Part]:

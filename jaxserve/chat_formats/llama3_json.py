@@ -1,8 +1,9 @@
-"""Llama 3.1 to 3.3: the reply is a bare call, or several after each other.
+"""Llama 3.1 to 4: the reply is a bare call, or several after each other.
 
     {"name": "get_weather", "parameters": {"city": "Paris"}}
 
-It may begin with <|python_tag|>; `;`, `,` or a line break may stand between calls.
+It may begin with <|python_tag|>; `;`, `,` or a line break may stand between calls. Llama 4 writes
+<|python_start|> and <|python_end|> around a call or around the text before it.
 """
 
 import json
@@ -14,18 +15,18 @@ from jaxserve.chat_formats.json_call import json_call
 from jaxserve.chat_formats.source import Parsing, Source, blanks, follows, text_until
 from jaxserve.chat_formats.tools import Tool
 
-TAG = "<|python_tag|>"
+TAG, START, END = "<|python_tag|>", "<|python_start|>", "<|python_end|>"
 
 
 def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
     space = yield from blanks(source)
-    if source.text.startswith("{") or (yield from follows(source, TAG)):
+    if source.text.startswith("{"):
         yield from _calls(source, space)
     else:
         yield Text(space)
     # Text before calls is not the rule, but after a tag they are certain.
-    while (yield from text_until(source, (TAG,))) is not None:
-        yield from _calls(source, TAG)
+    while (tag := (yield from text_until(source, (TAG, START, END)))) is not None:
+        yield from _calls(source, tag if tag == TAG else "")
 
 
 def _calls(source: Source, before: str) -> Generator[Event | None, None, None]:
@@ -53,6 +54,9 @@ FORMAT = ToolFormat(
     names=("llama3_json", "llama4_json"),
     parse=parse,
     pattern=CallPattern(_call, between="; "),
-    detect=lambda template: '"parameters": ' in template and "<|start_header_id|>" in template,
-    marks=(TAG,),
+    detect=lambda template: (
+        '"parameters": ' in template
+        and ("<|start_header_id|>" in template or "<|header_start|>" in template)
+    ),
+    marks=(TAG, START, END),
 )

@@ -3,7 +3,8 @@
     [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}                        tokenizer v11 and later
     [TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"}}] before
 
-Ids are nine letters and digits.
+Ids are nine letters and digits. In a list they come after the arguments, so its calls are given
+out when all of a call is there.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Generator, Sequence
 
 from jaxserve.chat_formats.events import CallEnd, CallStart, Event, Text
 from jaxserve.chat_formats.format import CallPattern, Part, ToolFormat, parameters_of
-from jaxserve.chat_formats.json_call import json_call
+from jaxserve.chat_formats.json_call import json_call, json_call_list
 from jaxserve.chat_formats.source import (
     Parsing,
     Source,
@@ -33,27 +34,12 @@ def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
     while (yield from text_until(source, (BEGIN,))) is not None:
         space = yield from blanks(source)
         if (yield from follows(source, "[")):
-            yield from _list(source, BEGIN + space + "[")
+            yield from json_call_list(source, before=BEGIN + space + "[", keeps_id=True)
         elif source.text.startswith("{"):
-            if not (yield from json_call(source, before=BEGIN + space)):
+            if not (yield from json_call(source, before=BEGIN + space, keeps_id=True)):
                 yield Text(BEGIN + space)
         else:
             yield from _named(source, BEGIN + space)
-
-
-def _list(source: Source, before: str) -> Generator[Event | None, None, None]:
-    while True:
-        before += yield from blanks(source)
-        if not (yield from json_call(source, before=before)):
-            yield Text(before)
-            return
-        before = yield from blanks(source)
-        if (yield from follows(source, ",")):
-            before += ","
-            continue
-        if not (yield from follows(source, "]")):
-            yield Text(before)
-        return
 
 
 def _named(source: Source, before: str) -> Generator[Event | None, None, None]:

@@ -3,17 +3,18 @@
     [get_weather(city="Paris"), get_time(zone="CET")]
 
 Llama 4 may put <|python_start|> and <|python_end|> around, LFM2 <|tool_call_start|> and
-<|tool_call_end|>; OLMo 3 writes one call a line between <function_calls> tags. Read with `ast`;
-nothing is evaluated. A list is given out when all of it is there.
+<|tool_call_end|>; OLMo 3 writes one call a line between <function_calls> tags. Between tags, JSON
+is taken too: LFM2 writes it where it is told to. A list is given out when all of it is there.
 """
 
-import ast
+import json
 import re
 from collections.abc import Generator, Sequence
-from typing import Any
 
-from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text, to_json
+from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text
 from jaxserve.chat_formats.format import CallPattern, Either, Json, Part, ToolFormat
+from jaxserve.chat_formats.json_call import JsonCall, as_call
+from jaxserve.chat_formats.python_calls import MAX_CHARS, read_calls
 from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, blanks, head_until, text_until
 from jaxserve.chat_formats.tools import Tool
 
@@ -23,10 +24,8 @@ TAGS = {
     "<function_calls>": "</function_calls>",
 }
 MARKS = (*TAGS, *TAGS.values())
-START = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
-MAY_START = re.compile(r"\[\s*([A-Za-z_][\w.]*\s*)?")
-WORDS = {"true": True, "false": False, "null": None}
-MAX_CHARS = 65536
+START = re.compile(r"\[\s*[A-Za-z_][\w.-]*\s*\(")
+MAY_START = re.compile(r"\[\s*([A-Za-z_][\w.-]*\s*)?")
 
 
 def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
@@ -37,12 +36,12 @@ def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
         mark = yield from text_until(source, tuple(TAGS))
         if mark is None:
             return
-        found = yield from head_until(source, (TAGS[mark],))
+        found = yield from head_until(source, (TAGS[mark],), MAX_CHARS)
         if found is None:
             yield Text(mark)
             continue
         inside, end = found
-        calls = read_calls(inside)
+        calls = _read_json(inside) or read_calls(inside)
         if calls is None:
             yield Text(mark + inside + end)
         else:
@@ -87,58 +86,23 @@ def _span(source: Source) -> Generator[None, None, int | None]:
         yield NEED_MORE
 
 
-def _give(source: Source, calls: "list[tuple[str, str]]", raw: str) -> Generator[Event, None, None]:
-    for i, (name, arguments) in enumerate(calls):
-        index = source.next_call()
-        yield CallStart(index, name)
-        yield CallArguments(index, arguments)
-        yield CallEnd(index, raw if i == 0 else "")
-
-
-def read_calls(text: str) -> "list[tuple[str, str]] | None":
-    """Names and arguments (JSON) of calls in a list, or one a line; None: it is something else."""
-    stripped = text.strip()
-    if not stripped.startswith("["):
-        stripped = "[" + ",".join(line for line in stripped.splitlines() if line.strip()) + "]"
-    if len(stripped) > MAX_CHARS:
-        return None
+def _read_json(text: str) -> list[JsonCall] | None:
+    """The calls of a text that is JSON; None: it is something else."""
     try:
-        tree = ast.parse(stripped, mode="eval").body
-        if not isinstance(tree, ast.List) or not tree.elts:
-            return None
-        return [_read_call(node) for node in tree.elts]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        given = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    calls = [as_call(item) for item in (given if isinstance(given, list) else [given])]
+    known = [call for call in calls if call is not None]
+    return known if len(known) == len(calls) else None
 
 
-def _read_call(node: ast.expr) -> tuple[str, str]:
-    if not isinstance(node, ast.Call) or node.args:
-        raise ValueError("no call with named arguments")
-    arguments = {}
-    for keyword in node.keywords:
-        if keyword.arg is None:
-            raise ValueError("arguments in a dictionary")
-        arguments[keyword.arg] = _read_value(keyword.value)
-    return ast.unparse(node.func), to_json(arguments)
-
-
-def _read_value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value) if value is None or isinstance(value, (str, int, float, bool)):
-            return value
-        case ast.Name(name) if name in WORDS:
-            return WORDS[name]
-        case ast.UnaryOp(ast.USub(), ast.Constant(value)) if isinstance(value, (int, float)):
-            return -value
-        case ast.List(items) | ast.Tuple(items):
-            return [_read_value(item) for item in items]
-        case ast.Dict(keys, values):
-            return {
-                str(_read_value(key)): _read_value(value)
-                for key, value in zip(keys, values, strict=True)
-                if key is not None
-            }
-    raise ValueError(f"{type(node).__name__} is no value")
+def _give(source: Source, calls: list[JsonCall], raw: str) -> Generator[Event, None, None]:
+    for i, call in enumerate(calls):
+        index = source.next_call()
+        yield CallStart(index, call.name)
+        yield CallArguments(index, call.arguments)
+        yield CallEnd(index, raw if i == 0 else "")
 
 
 def _call(tool: Tool) -> list[Part]:
@@ -161,6 +125,14 @@ def _call(tool: Tool) -> list[Part]:
     return [tool.name + "(", *rest(0, True), ")"]
 
 
+def _detect(template: str) -> bool:
+    if "[func_name1(params_name1=" in template or "<|tool_list_start|>" in template:
+        return True
+    tags = [tag for tag in TAGS if tag in template]
+    # Llama 4 has the tags, but its own template asks for JSON.
+    return bool(tags) and not (tags == ["<|python_start|>"] and '"parameters": ' in template)
+
+
 MAX_OPTIONAL = 6
 """With more optional arguments than this, enforced calls hold the required ones only."""
 
@@ -169,8 +141,6 @@ FORMAT = ToolFormat(
     names=("pythonic", "llama4_pythonic", "olmo3", "lfm2"),
     parse=parse,
     pattern=CallPattern(_call, begin="[", between=", ", end="]"),
-    detect=lambda template: (
-        any(tag in template for tag in TAGS) or "[func_name1(params_name1=" in template
-    ),
+    detect=_detect,
     marks=MARKS,
 )

@@ -32,6 +32,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     mistral.OLD_FORMAT,
     pythonic.FORMAT,
     llama3_json.FORMAT,
+    hermes.LONGCAT,
     hermes.FORMAT,
 )
 """In the order in which a template is tried: the most telling marks first."""

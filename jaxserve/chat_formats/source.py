@@ -91,7 +91,7 @@ def text_until(source: Source, marks: Sequence[str]) -> Generator[Event | None, 
 
 
 def head_until(
-    source: Source, marks: Sequence[str]
+    source: Source, marks: Sequence[str], max_chars: int = MAX_HEAD_CHARS
 ) -> Generator[None, None, tuple[str, str] | None]:
     """Wait for the first of `marks` and use it, with the text before it; returns (text, mark).
 
@@ -104,7 +104,7 @@ def head_until(
             head = source.take(at)
             source.take(len(mark))
             return head, mark
-        if source.is_final or len(source.text) > MAX_HEAD_CHARS:
+        if source.is_final or len(source.text) > max_chars:
             return None
         yield NEED_MORE
 
@@ -164,9 +164,12 @@ def json_arguments(source: Source, index: int) -> Generator[Event | None, None, 
         yield NEED_MORE
 
 
-def json_span(source: Source) -> Generator[None, None, str | None]:
-    """Wait for a whole JSON object or array and use it; None: it is not closed."""
-    depth, in_string, escaped, i = 0, False, False, 0
+def json_span(source: Source, depth: int = 0) -> Generator[None, None, str | None]:
+    """Wait for a whole JSON object or array and use it; None: it is not closed.
+
+    With `depth` brackets open already, it is what is left up to the last one's end.
+    """
+    in_string, escaped, i = False, False, 0
     while True:
         while i < len(source.text):
             char = source.text[i]

@@ -1,6 +1,8 @@
 """The tools of a request, checked, and values of arguments as their schemas want them."""
 
+import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from jaxserve.errors import RequestError
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 ALTERNATIVES = ("anyOf", "oneOf")
+MAX_LITERAL_CHARS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,10 @@ def is_text(schema: Any) -> bool:
 
 
 def cast_value(text: str, schema: Any) -> Any:
-    """A value that was written without quotes, as its schema wants it; a text if it is no JSON."""
+    """A value that was written without quotes, as its schema wants it; a text if it is no JSON.
+
+    Where no text is wanted, lists and objects may be written as Python has them.
+    """
     kinds = types_of(schema)
     if kinds == {"string"}:
         return text
@@ -144,14 +150,29 @@ def cast_value(text: str, schema: Any) -> Any:
     if lowered in ("null", "none") and (not kinds or "null" in kinds):
         return None
     try:
-        value = json.loads(stripped, parse_constant=_refuse)
+        value = json.loads(stripped, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
-        return text
+        return text if not kinds or "string" in kinds else _literal(stripped, text)
     if isinstance(value, (int, float)) and kinds and not kinds & {"integer", "number"}:
         return text
     if isinstance(value, float) and value.is_integer() and kinds == {"integer"}:
         return int(value)
     return value
+
+
+def _literal(written: str, otherwise: str) -> Any:
+    """A list or object in Python's notation, as JSON knows it; `otherwise`: it is none."""
+    if written[:1] not in ("[", "{", "(") or len(written) > MAX_LITERAL_CHARS:
+        return otherwise
+    try:
+        return json.loads(json.dumps(ast.literal_eval(written), allow_nan=False))
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return otherwise
+
+
+def _finite(written: str) -> float:
+    value = float(written)
+    return value if math.isfinite(value) else _refuse(written)
 
 
 def _refuse(name: str) -> Any:

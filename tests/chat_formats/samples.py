@@ -60,6 +60,20 @@ SAMPLES = [
     Sample("hermes", "a < b and <tool> is no call", text="a < b and <tool> is no call"),
     Sample(
         "hermes",
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}, '
+        '"id": "}1"}\n</tool_call>\n'
+        '<tool_call>\n{"name": "get_time", "arguments": {"zone": "Europe/Paris"}}\n</tool_call>',
+        calls=TWO,
+    ),
+    Sample(
+        "longcat",
+        'Well.<longcat_tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}'
+        "</longcat_tool_call>",
+        text="Well.",
+        calls=[PARIS],
+    ),
+    Sample(
+        "hermes",
         '<tool_call>\n{"name": "get_weather", "args"\n</tool_call>',
         text='<tool_call>\n{"name": "get_weather", "args"\n</tool_call>',
     ),
@@ -76,6 +90,18 @@ SAMPLES = [
     ),
     Sample("llama3_json", '{"answer": 42}', text='{"answer": 42}'),
     Sample("llama3_json", "It is {warm}.", text="It is {warm}."),
+    Sample(
+        "llama4_json",
+        '<|python_start|>{"name": "get_weather", "parameters": {"city": "Paris"}}<|python_end|>',
+        calls=[PARIS],
+    ),
+    Sample(
+        "llama4_json",
+        '<|python_start|>Let me look.<|python_end|>{"name": "get_weather", "parameters": '
+        '{"city": "Paris", "days": 2}}{"name": "get_time", "parameters": {"zone": "Europe/Paris"}}',
+        text="Let me look.",
+        calls=TWO,
+    ),
     Sample(
         "pythonic",
         "[get_weather(city='Paris', days=2), get_time(zone=\"Europe/Paris\")]",
@@ -99,6 +125,32 @@ SAMPLES = [
         text="Sure.",
         calls=[PARIS],
     ),
+    Sample(
+        "lfm2",
+        '<|tool_call_start|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]'
+        "<|tool_call_end|>",
+        calls=[PARIS],
+    ),
+    Sample(
+        "lfm2",
+        "<|tool_call_start|>[get_weather(city='d'Arc's \"Reims\",\nMarne', days=2), "
+        "get_time(zone='Europe/Paris')]<|tool_call_end|>",
+        calls=[
+            ("get_weather", {"city": "d'Arc's \"Reims\",\nMarne", "days": 2}),
+            ("get_time", {"zone": "Europe/Paris"}),
+        ],
+    ),
+    Sample(
+        "pythonic",
+        "[get-weather(from='in=, class=', class=[\"x\", 'if=1'], days=-2)]",
+        calls=[("get-weather", {"from": "in=, class=", "class": ["x", "if=1"], "days": -2})],
+    ),
+    Sample(
+        "olmo3",
+        '<function_calls>\n  get_weather(\n    city="Paris",\n    days=2,\n  )\n'
+        '  get_time(zone="Europe/Paris")\n</function_calls>',
+        calls=TWO,
+    ),
     Sample("pythonic", "[1, 2] is a list", text="[1, 2] is a list"),
     Sample("pythonic", "[f(x) for x in y]", text="[f(x) for x in y]"),
     Sample("pythonic", "[__import__('os').system(1)]", text="[__import__('os').system(1)]"),
@@ -109,6 +161,14 @@ SAMPLES = [
         calls=TWO,
     ),
     Sample("mistral", '[TOOL_CALLS]get_weather{"city": "Paris"}', calls=[PARIS]),
+    Sample(
+        "mistral_list",
+        '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}, '
+        '"id": "abc123def"}, {"name": "get_time", "arguments": {"zone": "Europe/Paris"}, '
+        '"id": "GHI456jkl"}]',
+        calls=TWO,
+        ids=["abc123def", "GHI456jkl"],
+    ),
     Sample(
         "mistral",
         '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}, '
@@ -141,6 +201,13 @@ SAMPLES = [
         "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n"
         "</function>\n</seed:tool_call>",
         calls=[PARIS],
+    ),
+    Sample(
+        "seed_oss",
+        "<seed:tool_call>\n<function=get_weather>\n<parameter=city>['x']</parameter>\n"
+        "<parameter=tags>['x', 'it\\'s', None]</parameter>\n<parameter=days>{1}</parameter>\n"
+        "</function>\n</seed:tool_call>",
+        calls=[("get_weather", {"city": "['x']", "tags": ["x", "it's", None], "days": "{1}"})],
     ),
     Sample(
         "deepseek_v3",
@@ -182,6 +249,17 @@ SAMPLES = [
         ids=["functions.get_weather:0", "functions.get_time:1"],
     ),
     Sample(
+        "kimi_k2",
+        '<|tool_call_begin|>get_time:0<|tool_call_argument_begin|>{"zone": "CET"}<|tool_call_end|>',
+        calls=[("get_time", {"zone": "CET"})],
+        ids=["get_time:0"],
+    ),
+    Sample(
+        "kimi_k2",
+        '<|tool_call_begin|>0<|tool_call_argument_begin|>{"zone": "CET"}',
+        text='<|tool_call_begin|>0<|tool_call_argument_begin|>{"zone": "CET"}',
+    ),
+    Sample(
         "gemma4",
         '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>'
         '<|tool_call>call:get_time{zone:<|"|>Europe/Paris<|"|>}<tool_call|>',
@@ -210,6 +288,23 @@ SAMPLES = [
     ),
     Sample("gemma4", "<|tool_call>nothing<tool_call|>", text="<|tool_call>nothing<tool_call|>"),
     Sample(
+        "gemma4",
+        "<|tool_call>call:get_weather{city:New York,unit:C,tags:[trueish, two],metric:True,"
+        'more:{<|"|>a: b<|"|>:None,n:1e2}}<tool_call|>',
+        calls=[
+            (
+                "get_weather",
+                {
+                    "city": "New York",
+                    "unit": "C",
+                    "tags": ["trueish", "two"],
+                    "metric": True,
+                    "more": {"a: b": None, "n": 100.0},
+                },
+            )
+        ],
+    ),
+    Sample(
         "openai",
         "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
         '{"city": "Paris", "days": 2}<|call|><|start|>assistant to=functions.get_time'
@@ -217,4 +312,9 @@ SAMPLES = [
         calls=TWO,
     ),
     Sample("openai", "<|channel|>final<|message|>It rains.<|return|>", text="It rains."),
+    Sample(
+        "openai",
+        "<|channel|>commentary to=functions.get_time <|constrain|>json<|message|><|call|>",
+        calls=[("get_time", {})],
+    ),
 ]

@@ -7,6 +7,7 @@ import pytest
 from jaxserve.chat_formats import ReplyParser, assemble, parse_whole
 from jaxserve.chat_formats.events import CallArguments, CallStart, Event, Text
 from jaxserve.chat_formats.registry import find_tool_format
+from jaxserve.chat_formats.tools import cast_value
 from tests.chat_formats.samples import SAMPLES, TOOLS, Sample
 
 
@@ -87,3 +88,25 @@ def test_a_call_whose_arguments_are_no_json_is_text_in_a_whole_reply():
     written = '<tool_call>\n{"name": "get_weather", "arguments": {"city": Paris}}\n</tool_call>'
     reply = parse_whole(make_parser(Sample("hermes", "")), written)
     assert not reply.calls and '{"city": Paris}' in reply.text
+
+
+def test_a_call_of_kimi_that_has_only_a_number_is_one_of_the_only_tool():
+    written = '<|tool_call_begin|>0<|tool_call_argument_begin|>{"zone": "CET"}<|tool_call_end|>'
+    parser = ReplyParser(find_tool_format("kimi_k2", ""), None, tools=TOOLS[1:])
+    (call,) = parse_whole(parser, written).calls
+    assert (call.name, call.call_id, call.arguments) == ("get_time", "0", '{"zone": "CET"}')
+
+
+def test_a_call_of_many_characters_between_tags_is_a_call():
+    written = f"<|tool_call_start|>[get_weather(city='{'Llanfair' * 600}')]<|tool_call_end|>"
+    parser = make_parser(Sample("lfm2", ""))
+    parser.feed(written[:4500])
+    (call,) = parse_whole(parser, written[4500:]).calls
+    assert json.loads(call.arguments) == {"city": "Llanfair" * 600}
+
+
+@pytest.mark.parametrize(
+    "written", ["[" * 5000, "{'a': {1}}", "{(1, 2): 3}", "[1e999]", "['a'", "[b'x']", "('x'" * 4000]
+)
+def test_what_neither_json_nor_python_can_read_as_a_value_stays_a_text(written: str):
+    assert cast_value(written, {"type": "array"}) == written
