@@ -78,10 +78,7 @@ def find_think_format(name: str, template: str) -> ThinkFormat | None:
     if name == NONE or name in harmony.FORMAT.names:
         return None
     if name == AUTO:
-        known = [think for think in THINK_FORMATS if not think.is_open]
-        if "<|tool_calls_section_begin|>" not in template:
-            known = [think for think in known if not think.also_ends]
-        return next((think for think in known if think.detect(template)), None)
+        return next((think for think in THINK_FORMATS if think.detect(template)), None)
     for think in THINK_FORMATS:
         if name in think.names:
             return think

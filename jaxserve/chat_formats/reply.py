@@ -40,7 +40,7 @@ class ReplyParser:
     ):
         marks = {*(tool_format.marks if tool_format else ())}
         if think is not None:
-            marks |= {think.begin.strip(), think.end, *think.also_ends}
+            marks |= think.marks
             marks |= {token for token in special if think.begin.startswith(token)}
         hidden = sorted((text for text in special if text and text not in marks), key=len)
         self._hidden = re.compile("|".join(map(re.escape, reversed(hidden)))) if hidden else None

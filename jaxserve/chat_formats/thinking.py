@@ -14,23 +14,47 @@ class ThinkFormat:
     Attributes:
         names: what --reasoning-parser calls it.
         begin, end: the marks.
-        is_open: the reply begins inside, whatever the prompt ends with.
+        is_open: the reply begins inside, unless the prompt has closed the reasoning already.
+        also_begins: other ends of a prompt after which a reply begins inside.
         also_ends: marks of what follows reasoning that was not closed; they belong to the answer.
+        wraps: marks that may stand around the answer and are left out of it.
+        needs: a text that its chat templates have beside a mark.
+        unless: a text that they do not have.
     """
 
     names: tuple[str, ...]
     begin: str
     end: str
     is_open: bool = False
+    also_begins: tuple[str, ...] = ()
     also_ends: tuple[str, ...] = ()
+    wraps: tuple[tuple[str, str], ...] = ()
+    needs: str = ""
+    unless: str = ""
 
     def detect(self, template: str) -> bool:
-        """Whether a chat template knows these marks."""
-        return self.begin in template and self.end in template
+        """Whether a chat template shows this way. Those that are always open are named instead.
+
+        One mark is enough: OLMo 3's template only opens, the first R1's only closes.
+        """
+        if self.is_open or self.needs not in template:
+            return False
+        if self.unless and self.unless in template:
+            return False
+        return self.begin.rstrip() in template or self.end in template
 
     def begins_inside(self, prompt: str) -> bool:
         """Whether a reply to this prompt begins inside the reasoning."""
-        return self.is_open or prompt.rstrip().endswith(self.begin.rstrip())
+        prompt = prompt.rstrip()
+        if prompt.endswith(self.end):
+            return False
+        return self.is_open or prompt.endswith((self.begin.rstrip(), *self.also_begins))
+
+    @property
+    def marks(self) -> set[str]:
+        """Texts that must not be left out of a reply as special tokens."""
+        around = {mark for pair in self.wraps for mark in pair}
+        return {self.begin.strip(), self.end, *self.also_ends, *around}
 
     def parser(self, begins_inside: bool) -> Callable[[Source], Parsing]:
         """Reads reasoning, and then the answer as text."""
@@ -41,7 +65,13 @@ class ThinkFormat:
             if is_inside or begins_inside:
                 yield from self._reasoning(source, "" if is_inside else space)
                 yield from blanks(source)
-            elif space:
+                space = ""
+            for begin, end in self.wraps:
+                if (yield from follows(source, begin)):
+                    yield from _wrapped(source, end)
+                    space = ""
+                    break
+            if space:
                 yield Text(space)
             while True:
                 if source.text:
@@ -75,17 +105,71 @@ class ThinkFormat:
             yield NEED_MORE
 
 
+def _wrapped(source: Source, end: str) -> Parsing:
+    """An answer up to the mark that ends it; the white space next to the marks belongs to them."""
+    yield from blanks(source)
+    while True:
+        at = source.text.find(end)
+        certain = at if at >= 0 else len(source.text) - held_back(source.text, end)
+        if source.is_final and at < 0:
+            certain = len(source.text)
+        text = source.text[:certain].rstrip()
+        if text:
+            yield Text(source.take(len(text)))
+        if at >= 0:
+            yield from blanks(source)
+            source.take(len(end))
+            yield from blanks(source)
+        if at >= 0 or source.is_final:
+            return
+        yield NEED_MORE
+
+
+KIMI_SECTION = "<|tool_calls_section_begin|>"
+
 THINK = ThinkFormat(
-    ("think", "qwen3", "glm45", "deepseek_v3", "ernie45", "smollm3", "exaone4", "olmo3"),
+    ("think", "qwen3", "glm45", "deepseek_v3", "smollm3", "exaone4", "olmo3"),
     "<think>",
     "</think>",
 )
 THINK_FORMATS = (
     ThinkFormat(("mistral",), "[THINK]", "[/THINK]"),
-    ThinkFormat(("seed_oss",), "<seed:think>", "</seed:think>"),
+    ThinkFormat(
+        ("seed_oss",),
+        "<seed:think>",
+        "</seed:think>",
+        also_begins=("<seed:think><seed:cot_budget_reflect>",),
+    ),
     ThinkFormat(("gemma4",), "<|channel>thought\n", "<channel|>"),
-    ThinkFormat(("cohere",), "<|START_THINKING|>", "<|END_THINKING|>"),
-    ThinkFormat(("kimi_k2",), "<think>", "</think>", also_ends=("<|tool_calls_section_begin|>",)),
+    ThinkFormat(
+        ("cohere",),
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+        wraps=(("<|START_RESPONSE|>", "<|END_RESPONSE|>"), ("<|START_TEXT|>", "<|END_TEXT|>")),
+    ),
+    ThinkFormat(("longcat",), "<longcat_think>", "</longcat_think>"),
+    ThinkFormat(
+        ("kimi_k2",),
+        "<think>",
+        "</think>",
+        also_ends=(KIMI_SECTION,),
+        needs=KIMI_SECTION,
+    ),
+    ThinkFormat(
+        ("ernie45", "granite33"),
+        "<think>",
+        "</think>",
+        wraps=(("<response>", "</response>"),),
+        needs="<response>",
+        unless="<minimax:tool_call>",  # there it is what a tool said
+    ),
+    ThinkFormat(
+        ("hunyuan_a13b",),
+        "<think>",
+        "</think>",
+        wraps=(("<answer>", "</answer>"),),
+        needs="<answer>",
+    ),
     ThinkFormat(("deepseek_r1", "minimax_m2", "nemotron"), "<think>", "</think>", is_open=True),
     THINK,
 )

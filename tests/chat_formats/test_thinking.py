@@ -8,6 +8,10 @@ from tests.chat_formats.samples import TOOLS
 
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "CET"}}\n</tool_call>'
 
+LLAMA4 = (
+    '<|header_start|>assistant<|python_start|><|python_end|>{{ \'{"name": f, "parameters": a}\' }}'
+)
+
 CASES = [
     # name, begins inside, written, reasoning, text
     ("qwen3", False, "<think>\nHm.\n</think>\n\nYes.", "Hm.", "Yes."),
@@ -21,6 +25,17 @@ CASES = [
     ("gemma4", False, "<|channel>thought\nHm.\n<channel|>Yes.", "Hm.", "Yes."),
     ("seed_oss", False, "<seed:think>Hm.</seed:think>Yes.", "Hm.", "Yes."),
     ("kimi_k2", True, "Hm.</think>Yes.", "Hm.", "Yes."),
+    (
+        "ernie45",
+        True,
+        "Hm.\n</think>\n\n<response>\nYes.\n\nNo.\n</response>\n",
+        "Hm.",
+        "Yes.\n\nNo.",
+    ),
+    ("ernie45", True, "Hm.\n</think>\n\nYes: <response>", "Hm.", "Yes: <response>"),
+    ("hunyuan_a13b", False, "<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>", "Hm.", "Yes."),
+    ("cohere", False, "<|START_RESPONSE|>Yes.<|END_RESPONSE|>", "", "Yes."),
+    ("longcat", False, "<longcat_think>\nHm.\n</longcat_think>\nYes.", "Hm.", "Yes."),
 ]
 
 
@@ -103,6 +118,15 @@ def test_special_tokens_that_are_no_marks_do_not_show():
         ("<|tool_calls_section_begin|> <think></think>", "kimi_k2", "kimi_k2"),
         ("<|channel|>analysis<|message|>", "openai", None),
         ("<|tool_call>call: <|channel>thought\n<channel|>", "gemma4", "gemma4"),
+        (r"'<|tool_call>call:' '<|channel>thought\n<channel|>'", "gemma4", "gemma4"),
+        (r"<function_calls> {{ '<|im_start|>assistant\n<think>' }}", "pythonic", "think"),
+        ("<|tool_list_start|>", "pythonic", None),
+        ("<|tool_call_start|> <think></think>", "pythonic", "think"),
+        (LLAMA4, "llama3_json", None),
+        ("<|python_start|> [func_name1(params_name1=params_value1)]", "pythonic", None),
+        ("<longcat_tool_call> <longcat_think></longcat_think>", "longcat", "longcat"),
+        ("<tool_call> <think></think> <response></response>", "hermes", "ernie45"),
+        ("<tool_calls> <think></think> <answer>", "hermes", "hunyuan_a13b"),
         ('<|start_header_id|> {"name": f, "parameters": d}', "llama3_json", None),
         ("nothing about tools", "hermes", None),
     ],
@@ -111,3 +135,23 @@ def test_formats_are_found_by_the_chat_template(template: str, tools: str, think
     assert find_tool_format("auto", template).names[0] == tools
     found = find_think_format("auto", template)
     assert (found.names[0] if found else None) == think
+
+
+@pytest.mark.parametrize("name", ["deepseek_r1", "minimax_m2", "nemotron"])
+@pytest.mark.parametrize("closed", ["<think></think>", "<think>\n\n</think>\n\n"])
+def test_where_the_prompt_closes_the_reasoning_all_of_the_reply_is_the_answer(
+    name: str, closed: str
+):
+    think = find_think_format(name, "")
+    assert think is not None and think.begins_inside("<|assistant|>")
+    assert not think.begins_inside(f"<|assistant|>{closed}")
+
+
+def test_a_prompt_that_leaves_seed_oss_no_budget_begins_inside_its_reflection():
+    think = find_think_format("seed_oss", "")
+    assert think is not None
+    prompt = "<seed:bos>assistant\n<seed:think><seed:cot_budget_reflect>"
+    assert think.begins_inside(prompt) and not think.begins_inside("<seed:bos>assistant\n")
+    parser = ReplyParser(None, think, begins_inside=True, special=("</seed:cot_budget_reflect>",))
+    reply = parse_whole(parser, "No budget.</seed:cot_budget_reflect>\n</seed:think>Yes.")
+    assert (reply.reasoning, reply.text) == ("No budget.", "Yes.")
