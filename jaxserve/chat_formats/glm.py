@@ -1,4 +1,4 @@
-"""GLM-4.5 to GLM-5.
+"""GLM-4.5 to GLM-5, and with other tags HY-V3 and some of LongCat.
 
     <tool_call>get_weather
     <arg_key>city</arg_key>
@@ -10,119 +10,168 @@ Later ones leave the line breaks out. Values that are no texts are JSON.
 
 import json
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text, to_json
+from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text
 from jaxserve.chat_formats.format import CallPattern, ToolFormat
 from jaxserve.chat_formats.source import (
-    NEED_MORE,
     Parsing,
     Source,
     blanks,
     follows,
     head_until,
-    held_back,
     text_until,
 )
-from jaxserve.chat_formats.tagged import tagged_parts
-from jaxserve.chat_formats.tools import NAME, Tool, cast_value, is_text
-
-BEGIN, END = "<tool_call>", "</tool_call>"
-KEY, KEY_END = "<arg_key>", "</arg_key>"
-VALUE, VALUE_END = "<arg_value>", "</arg_value>"
-MARKS = (BEGIN, END, KEY, KEY_END, VALUE, VALUE_END)
+from jaxserve.chat_formats.tagged import tagged_parts, tagged_value
+from jaxserve.chat_formats.tools import NAME, Tool
 
 
-def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
-    known = {tool.name: tool for tool in tools}
-    while (yield from text_until(source, (BEGIN,))) is not None:
-        yield from _one(source, known)
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """The tags of one family.
+
+    Attributes:
+        prefix: what the names of the tags begin with.
+        after_name: stands between the name of the tool and the arguments.
+        section, section_end: around all calls.
+    """
+
+    prefix: str = ""
+    after_name: str = ""
+    section: str = ""
+    section_end: str = ""
+
+    @property
+    def begin(self) -> str:
+        return f"<{self.prefix}tool_call>"
+
+    @property
+    def end(self) -> str:
+        return f"</{self.prefix}tool_call>"
+
+    @property
+    def key(self) -> str:
+        return f"<{self.prefix}arg_key>"
+
+    @property
+    def key_end(self) -> str:
+        return f"</{self.prefix}arg_key>"
+
+    @property
+    def value(self) -> str:
+        return f"<{self.prefix}arg_value>"
+
+    @property
+    def value_end(self) -> str:
+        return f"</{self.prefix}arg_value>"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        inner = (self.begin, self.end, self.key, self.key_end, self.value, self.value_end)
+        return tuple(filter(None, (*inner, self.after_name, self.section, self.section_end)))
 
 
-def _one(source: Source, known: dict[str, Tool]) -> Generator[Event | None, None, None]:
-    found = yield from head_until(source, (KEY, END))
-    if found is None or not NAME.fullmatch(found[0].strip()):
-        yield Text(BEGIN + ("".join(found) if found else ""))
+def parse_with(tags: Tags) -> Any:
+    """A parser of calls with these tags."""
+    marks = tuple(filter(None, (tags.begin, tags.section, tags.section_end)))
+
+    def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
+        known = {tool.name: tool for tool in tools}
+        while (mark := (yield from text_until(source, marks))) is not None:
+            if mark == tags.begin:
+                yield from read_call(source, tags, known, tags.begin)
+
+    return parse
+
+
+def read_call(
+    source: Source, tags: Tags, known: dict[str, Tool], before: str
+) -> Generator[Event | None, None, None]:
+    """Read a call from its name on; `before` is what was used for it."""
+    found = yield from head_until(source, (tags.key, tags.end))
+    name = found[0].strip() if found else ""
+    if tags.after_name:
+        name = name.removesuffix(tags.after_name).strip()
+    if found is None or not NAME.fullmatch(name):
+        yield Text(before + ("".join(found) if found else ""))
         return
     head, mark = found
-    name = head.strip()
-    index, raw = source.next_call(), BEGIN + head + mark
+    index, raw = source.next_call(), before + head + mark
     properties = known[name].properties if name in known else {}
     yield CallStart(index, name)
     yield CallArguments(index, "{")
     is_first = True
-    while mark == KEY:
-        found = yield from head_until(source, (KEY_END,))
+    while mark == tags.key:
+        found = yield from head_until(source, (tags.key_end,))
         if found is None:
             break
         key = found[0].strip()
-        raw += found[0] + KEY_END
+        raw += found[0] + tags.key_end
         raw += yield from blanks(source)
-        if not (yield from follows(source, VALUE)):
+        if not (yield from follows(source, tags.value)):
             break
         yield CallArguments(index, ("" if is_first else ", ") + json.dumps(key) + ": ")
         is_first = False
-        raw += VALUE
-        raw += yield from _value(source, index, properties.get(key))
+        raw += tags.value
+        raw += yield from tagged_value(source, index, properties.get(key), (tags.value_end,))
+        if (yield from follows(source, tags.value_end)):
+            raw += tags.value_end
         raw += yield from blanks(source)
-        if (yield from follows(source, KEY)):
-            raw += KEY
+        if (yield from follows(source, tags.key)):
+            raw += tags.key
         else:
-            mark = END
-            if (yield from follows(source, END)):
-                raw += END
+            mark = tags.end
+            if (yield from follows(source, tags.end)):
+                raw += tags.end
     yield CallArguments(index, "}")
     yield CallEnd(index, raw)
 
 
-def _value(source: Source, index: int, schema: Any) -> Generator[Event | None, None, str]:
-    """One value; texts are given out as they come. Returns what was used."""
-    raw, streams, pending = "", is_text(schema), ""
-    if streams:
-        yield CallArguments(index, '"')
-    while True:
-        at = source.text.find(VALUE_END)
-        held = 0 if source.is_final else held_back(source.text, VALUE_END)
-        piece = source.take(at if at >= 0 else len(source.text) - held)
-        raw += piece
-        if streams and piece:
-            yield CallArguments(index, to_json(piece)[1:-1])
-        pending += piece
-        if at >= 0 or source.is_final:
-            break
-        yield NEED_MORE
-    yield CallArguments(index, '"' if streams else to_json(cast_value(pending, schema)))
-    if (yield from follows(source, VALUE_END)):
-        raw += VALUE_END
-    return raw
+def pattern_with(tags: Tags, line_break: str) -> CallPattern:
+    """How calls with these tags are written."""
 
-
-def _pattern(line_break: str) -> CallPattern:
     def call(tool: Tool) -> Any:
         return tagged_parts(
             tool,
-            head=BEGIN + tool.name + line_break,
-            before_key=KEY,
-            after_key=KEY_END + line_break + VALUE,
-            after_value=VALUE_END + line_break,
-            tail=END,
+            head=tags.begin + tool.name + tags.after_name + line_break,
+            before_key=tags.key,
+            after_key=tags.key_end + line_break + tags.value,
+            after_value=tags.value_end + line_break,
+            tail=tags.end,
         )
 
-    return CallPattern(call, between=line_break)
+    return CallPattern(
+        call,
+        begin=tags.section and tags.section + line_break,
+        between=line_break,
+        end=tags.section_end and line_break + tags.section_end,
+    )
 
+
+TAGS = Tags()
+HUNYUAN_TAGS = Tags(after_name="<tool_sep>", section="<tool_calls>", section_end="</tool_calls>")
 
 FORMAT = ToolFormat(
     names=("glm45",),
-    parse=parse,
-    pattern=_pattern("\n"),
-    detect=lambda template: KEY in template,
-    marks=MARKS,
+    parse=parse_with(TAGS),
+    pattern=pattern_with(TAGS, "\n"),
+    detect=lambda template: TAGS.key in template,
+    marks=TAGS.marks,
 )
 
 WITHOUT_BREAKS = ToolFormat(
     names=("glm47",),
-    parse=parse,
-    pattern=_pattern(""),
-    detect=lambda template: KEY_END + VALUE in template,
-    marks=MARKS,
+    parse=parse_with(TAGS),
+    pattern=pattern_with(TAGS, ""),
+    detect=lambda template: TAGS.key_end + TAGS.value in template,
+    marks=TAGS.marks,
+)
+
+HUNYUAN = ToolFormat(
+    names=("hy_v3",),
+    parse=parse_with(HUNYUAN_TAGS),
+    pattern=pattern_with(HUNYUAN_TAGS, "\n"),
+    detect=lambda template: HUNYUAN_TAGS.after_name in template and HUNYUAN_TAGS.key in template,
+    marks=HUNYUAN_TAGS.marks,
 )

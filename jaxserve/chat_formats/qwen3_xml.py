@@ -15,23 +15,22 @@ import json
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text, to_json
+from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text
 from jaxserve.chat_formats.format import CallPattern, ToolFormat
 from jaxserve.chat_formats.source import (
-    NEED_MORE,
     Parsing,
     Source,
     blanks,
     follows,
     head_until,
-    held_back,
     text_until,
 )
-from jaxserve.chat_formats.tagged import tagged_parts
-from jaxserve.chat_formats.tools import NAME, Tool, cast_value, is_text
+from jaxserve.chat_formats.tagged import tagged_parts, tagged_value
+from jaxserve.chat_formats.tools import NAME, Tool
 
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
+VALUE_ENDS = (PARAMETER_END, FUNCTION_END, PARAMETER)
 
 
 def parse_with(begin: str, end: str) -> Any:
@@ -84,42 +83,13 @@ def _function(
         yield CallArguments(index, ("" if is_first else ", ") + json.dumps(key) + ": ")
         is_first = False
         raw += PARAMETER + found[0] + ">"
-        raw += yield from _value(source, index, properties.get(key))
+        raw += yield from tagged_value(
+            source, index, properties.get(key), VALUE_ENDS, has_breaks=True
+        )
+        if (yield from follows(source, PARAMETER_END)):
+            raw += PARAMETER_END
     yield CallArguments(index, "}")
     yield CallEnd(index, raw)
-
-
-def _value(source: Source, index: int, schema: Any) -> Generator[Event | None, None, str]:
-    """One value; texts are given out as they come. Returns what was used."""
-    ends = (PARAMETER_END, FUNCTION_END, PARAMETER)
-    raw, streams, is_first = "", is_text(schema), True
-    pending = ""
-    if streams:
-        yield CallArguments(index, '"')
-    while True:
-        found = [at for end in ends if (at := source.text.find(end)) >= 0]
-        held = 0 if source.is_final else max(held_back(source.text, end) for end in ends)
-        certain = min(found) if found else len(source.text) - held
-        piece = source.take(certain)
-        raw += piece
-        pending += piece
-        is_over = bool(found) or source.is_final
-        if is_first and pending:  # one line break belongs to the tag
-            pending, is_first = pending.removeprefix("\n"), False
-        if is_over:
-            pending = pending.removesuffix("\n")
-        if streams:
-            keep = 0 if is_over else pending.endswith("\n")
-            text, pending = pending[: len(pending) - keep], pending[len(pending) - keep :]
-            if text:
-                yield CallArguments(index, to_json(text)[1:-1])
-        if is_over:
-            break
-        yield NEED_MORE
-    yield CallArguments(index, '"' if streams else to_json(cast_value(pending, schema)))
-    if (yield from follows(source, PARAMETER_END)):
-        raw += PARAMETER_END
-    return raw
 
 
 def _pattern(begin: str, end: str, around_value: str) -> CallPattern:

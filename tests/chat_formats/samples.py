@@ -317,4 +317,97 @@ SAMPLES = [
         "<|channel|>commentary to=functions.get_time <|constrain|>json<|message|><|call|>",
         calls=[("get_time", {})],
     ),
+    Sample(
+        "longcat",
+        "<longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n"
+        "<longcat_arg_value>Paris</longcat_arg_value>\n</longcat_tool_call>",
+        calls=[PARIS],
+    ),
+    Sample(
+        "hy_v3",
+        "Yes.<tool_calls>\n<tool_call>get_weather<tool_sep>\n<arg_key>city</arg_key>\n"
+        "<arg_value>Paris</arg_value>\n</tool_call>\n<tool_call>get_time<tool_sep>\n</tool_call>\n"
+        "</tool_calls>",
+        text="Yes.",
+        calls=[PARIS, ("get_time", {})],
+    ),
+    Sample(
+        "minimax_m2",
+        "Let me look.\n<minimax:tool_call>\n"
+        '<invoke name="get_weather">\n<parameter name="city">Paris</parameter>\n'
+        '<parameter name="days">2</parameter>\n</invoke>\n'
+        '<invoke name="get_time">\n<parameter name="zone">Europe/Paris</parameter>\n</invoke>\n'
+        "</minimax:tool_call>",
+        text="Let me look.",
+        calls=TWO,
+    ),
+    Sample(
+        "minimax_m2",
+        '<minimax:tool_call><invoke name="get_weather"><parameter name="city">\n<a>"\n</parameter>'
+        '<parameter name="tags">["x"]</parameter></invoke></minimax:tool_call> Done.',
+        text="Done.",
+        calls=[("get_weather", {"city": '\n<a>"\n', "tags": ["x"]})],
+    ),
+    Sample(
+        "minimax_m2",
+        'In XML, <invoke name="f"> and <minimax:tool_call>\n<call>',
+        text='In XML, <invoke name="f"> and <minimax:tool_call>\n<call>',
+    ),
+    Sample(
+        "deepseek_v32",
+        "One moment.\n\n<｜DSML｜function_calls>\n"
+        '<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n"
+        '<｜DSML｜invoke name="get_time">\n'
+        '<｜DSML｜parameter name="zone" string="true">Europe/Paris</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        text="One moment.",
+        calls=TWO,
+    ),
+    Sample(
+        "deepseek_v4",
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="city" string="true">7</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="more" string="false">{"a": [null, "b"]}</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="other" string="true">7</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+        calls=[("get_weather", {"city": "7", "more": {"a": [None, "b"]}, "other": "7"})],
+    ),
+    Sample(
+        "granite",
+        '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}, '
+        '{"name": "get_time", "arguments": {"zone": "Europe/Paris"}}]',
+        calls=TWO,
+    ),
+    Sample(
+        "phi4_mini_json",
+        'functools[{"name": "get_weather", "arguments": {"city": "Paris"}}]',
+        calls=[PARIS],
+    ),
+    Sample(
+        "phi4_mini_json",
+        '<|tool_call|>{"name": "get_weather", "arguments": {"city": "Paris"}}<|/tool_call|>',
+        calls=[PARIS],
+    ),
+    Sample("phi4_mini_json", "Use functools here.", text="Use functools here."),
+    Sample(
+        "hunyuan_a13b",
+        '<tool_calls>[\n    {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}},\n'
+        '    {"name": "get_time", "arguments": {"zone": "Europe/Paris"}}\n]</tool_calls>',
+        calls=TWO,
+    ),
+    Sample(
+        "nemotron_json",
+        '<TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</TOOLCALL>',
+        calls=[PARIS],
+    ),
+    Sample(
+        "cohere",
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": '
+        '{"city": "Paris", "days": 2}},\n    {"tool_call_id": "1", "tool_name": "get_time", '
+        '"parameters": {"zone": "Europe/Paris"}}\n]<|END_ACTION|>',
+        calls=TWO,
+    ),
 ]

@@ -1,0 +1,88 @@
+"""Calls as one JSON list after a mark: Granite 3, Phi-4-mini, Hunyuan, Jamba, Nemotron 2, Command.
+
+    <|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]                Granite 3
+    functools[{"name": "get_weather", "arguments": {"city": "Paris"}}]                   Phi-4-mini
+    <tool_calls>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</tool_calls>      Hunyuan
+    <TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</TOOLCALL>         Nemotron
+    <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city":
+    "Paris"}}]<|END_ACTION|>                                             (on one line)      Command
+
+One call may stand without the list's brackets.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxserve.chat_formats.events import Text
+from jaxserve.chat_formats.format import CallPattern, Digits, Part, ToolFormat, parameters_of
+from jaxserve.chat_formats.json_call import json_call, json_call_list
+from jaxserve.chat_formats.source import Parsing, Source, blanks, follows, text_until
+from jaxserve.chat_formats.tools import Tool
+
+
+def parse_with(tags: Mapping[str, str]) -> Any:
+    """A parser of lists after one of these marks, each with what ends it ("": nothing)."""
+
+    def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
+        while (begin := (yield from text_until(source, tuple(tags)))) is not None:
+            before = begin + (yield from blanks(source))
+            if (yield from follows(source, "[")):
+                yield from json_call_list(source, before=before + "[")
+            elif not (yield from json_call(source, before=before)):
+                yield Text(before)
+                continue
+            space = yield from blanks(source)
+            if not (yield from follows(source, tags[begin])):
+                yield Text(space)
+
+    return parse
+
+
+def _call(tool: Tool) -> list[Part]:
+    return [f'{{"name": {json.dumps(tool.name)}, "arguments": ', parameters_of(tool), "}"]
+
+
+def _action(tool: Tool) -> list[Part]:
+    name = json.dumps(tool.name)
+    head = f'", "tool_name": {name}, "parameters": '
+    return ['{"tool_call_id": "', Digits(), head, parameters_of(tool), "}"]
+
+
+def _format(
+    names: tuple[str, ...],
+    tags: Mapping[str, str],
+    detect: Callable[[str], bool],
+    call: Callable[[Tool], Sequence[Part]] = _call,
+) -> ToolFormat:
+    """The format with these marks; the first is the one in which calls are demanded."""
+    begin, end = next(iter(tags.items()))
+    return ToolFormat(
+        names=names,
+        parse=parse_with(tags),
+        pattern=CallPattern(call, begin=begin + "[", between=", ", end="]" + end),
+        detect=detect,
+        marks=tuple(filter(None, (*tags, *tags.values()))),
+    )
+
+
+PHI = _format(
+    ("phi4_mini_json", "phi4_mini"),
+    {"functools": "", "<|tool_call|>": "<|/tool_call|>"},
+    lambda template: "functools[" in template or "<|/tool|>" in template,
+)
+GRANITE = _format(("granite",), {"<|tool_call|>": ""}, lambda template: "<|tool_call|>" in template)
+HUNYUAN = _format(
+    ("hunyuan_a13b", "jamba"),
+    {"<tool_calls>": "</tool_calls>"},
+    lambda template: "<tool_calls>" in template,
+)
+NEMOTRON = _format(
+    ("nemotron_json",), {"<TOOLCALL>": "</TOOLCALL>"}, lambda template: "<TOOLCALL>" in template
+)
+COMMAND = _format(
+    ("cohere", "cohere_command"),
+    {"<|START_ACTION|>": "<|END_ACTION|>"},
+    lambda template: "<|START_ACTION|>" in template,
+    _action,
+)
