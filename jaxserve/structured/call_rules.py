@@ -48,12 +48,16 @@ class RuleWriter:
         if self._split is not None:
             pieces = [piece for piece in self._split.split(mark) if piece]
         first, rest = pieces[0], "".join(pieces[1:])
-        after = f" {self.text(rest)}" if rest else ""
         if first in self._markup:
             return f"{ANY_TEXT} {self.text(mark)}"
+        if rest:
+            # A token follows, which is in no text: what stands before it alone ends nothing.
+            name = f"BEFORE_{len(self.rules)}"
+            self.rules.append(f"{name}: {ANY_TEXT} {json.dumps(first)}")
+            return f"{name} {self.text(rest)}"
         name = f"before_{len(self.rules)}"
         self.rules.append(f"{name}[suffix={json.dumps(first)}]: {ANY_TEXT}")
-        return name + after
+        return name
 
     def parts(self, parts: Sequence[Part]) -> str:
         """Parts one after the other."""

@@ -123,6 +123,28 @@ def test_demanded_calls_have_the_line_breaks_of_the_chat_template(name: str, wri
     assert start.validate_tokens(ids) == len(ids)
 
 
+def test_a_text_in_a_demanded_call_may_hold_the_beginning_of_the_tag_that_ends_it():
+    tokenizer = tokenizer_with(("｜DSML｜",))
+    formats = ChatFormats.of(tokenizer, "deepseek_v32", "none")
+    say: dict[str, Any] = {
+        "name": "say",
+        "parameters": {"properties": {"text": {"type": "string"}}},
+    }
+    tools = parse_tool_use([{"type": "function", "function": say}], "required")
+    plan = plan_chat(formats, [{"role": "user", "content": "Hello"}], use=tools)
+    written = (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="say">\n'
+        '<｜DSML｜parameter name="text" string="true"><b>x</b></｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+    )
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
+    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
+    ids = tokenizer.encode(written, add_special_tokens=False)
+    assert start.validate_tokens(ids) == len(ids)
+    (call,) = parse_whole(plan.parser(), written).calls
+    assert json.loads(call.arguments) == {"text": "<b>x</b>"}
+
+
 def test_reasoning_may_come_before_a_demanded_call_and_must_be_closed():
     tokenizer = tokenizer_with(("<think>", "</think>"))
     formats = ChatFormats.of(tokenizer, "hermes", "qwen3")
