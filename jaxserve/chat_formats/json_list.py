@@ -7,7 +7,7 @@
     <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city":
     "Paris"}}]<|END_ACTION|>                                             (on one line)      Command
 
-One call may stand without the list's brackets.
+One call may stand without the list's brackets; GigaChat 3 writes <|function_call|>{...} only so.
 """
 
 import json
@@ -54,13 +54,18 @@ def _format(
     tags: Mapping[str, str],
     detect: Callable[[str], bool],
     call: Callable[[Tool], Sequence[Part]] = _call,
+    *,
+    is_list: bool = True,
 ) -> ToolFormat:
     """The format with these marks; the first is the one in which calls are demanded."""
     begin, end = next(iter(tags.items()))
+    pattern = CallPattern(call, begin=begin + "[", between=", ", end="]" + end)
+    if not is_list:
+        pattern = CallPattern(lambda tool: [begin, *call(tool), end])
     return ToolFormat(
         names=names,
         parse=parse_with(tags),
-        pattern=CallPattern(call, begin=begin + "[", between=", ", end="]" + end),
+        pattern=pattern,
         detect=detect,
         marks=tuple(filter(None, (*tags, *tags.values()))),
     )
@@ -79,6 +84,12 @@ HUNYUAN = _format(
 )
 NEMOTRON = _format(
     ("nemotron_json",), {"<TOOLCALL>": "</TOOLCALL>"}, lambda template: "<TOOLCALL>" in template
+)
+GIGACHAT = _format(
+    ("gigachat3",),
+    {"<|function_call|>": ""},
+    lambda template: "<|function_call|>" in template,
+    is_list=False,
 )
 COMMAND = _format(
     ("cohere", "cohere_command"),

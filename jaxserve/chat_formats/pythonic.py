@@ -125,8 +125,12 @@ def _call(tool: Tool) -> list[Part]:
     return [tool.name + "(", *rest(0, True), ")"]
 
 
+SHOWN_BY = ("[func_name1(params_name1=", "<|tool_list_start|>", "List of tools: [")
+"""What templates have that do not show the tags: Llama 3.2, LFM2, LFM2.5."""
+
+
 def _detect(template: str) -> bool:
-    if "[func_name1(params_name1=" in template or "<|tool_list_start|>" in template:
+    if any(text in template for text in SHOWN_BY):
         return True
     tags = [tag for tag in TAGS if tag in template]
     # Llama 4 has the tags, but its own template asks for JSON.

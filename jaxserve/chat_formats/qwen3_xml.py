@@ -9,6 +9,7 @@
     </tool_call>
 
 Values have no types: the tool's schema says what they are. Seed-OSS has no line breaks around them.
+Functionary, and Llama 3.1 where it is asked to, write JSON between the tags of the function.
 """
 
 import json
@@ -23,6 +24,7 @@ from jaxserve.chat_formats.source import (
     blanks,
     follows,
     head_until,
+    json_arguments,
     text_until,
 )
 from jaxserve.chat_formats.tagged import tagged_parts, tagged_value
@@ -67,6 +69,13 @@ def _function(
     index, raw = source.next_call(), before + found[0] + ">"
     properties = known[name].properties if name in known else {}
     yield CallStart(index, name)
+    raw += yield from blanks(source)
+    if source.text.startswith("{"):
+        arguments, _ = yield from json_arguments(source, index)
+        yield CallEnd(index, raw + arguments)
+        yield from blanks(source)
+        yield from follows(source, FUNCTION_END)
+        return
     yield CallArguments(index, "{")
     is_first = True
     while True:

@@ -45,6 +45,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     json_list.GRANITE,
     json_list.HUNYUAN,
     json_list.NEMOTRON,
+    json_list.GIGACHAT,
     json_list.COMMAND,
     hermes.FORMAT,
 )

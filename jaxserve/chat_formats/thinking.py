@@ -147,6 +147,12 @@ THINK_FORMATS = (
         "<|END_THINKING|>",
         wraps=(("<|START_RESPONSE|>", "<|END_RESPONSE|>"), ("<|START_TEXT|>", "<|END_TEXT|>")),
     ),
+    ThinkFormat(
+        ("apriel",),
+        "Here are my reasoning steps:",
+        "[BEGIN FINAL RESPONSE]",
+        wraps=(("", "[END FINAL RESPONSE]"),),
+    ),
     ThinkFormat(("longcat",), "<longcat_think>", "</longcat_think>"),
     ThinkFormat(
         ("kimi_k2",),

@@ -410,4 +410,16 @@ SAMPLES = [
         '"parameters": {"zone": "Europe/Paris"}}\n]<|END_ACTION|>',
         calls=TWO,
     ),
+    Sample(
+        "qwen3_xml",
+        'Yes.<function=get_weather>{"city": "Paris", "days": 2}</function>'
+        '<function=get_time>{"zone": "Europe/Paris"}</function>',
+        text="Yes.",
+        calls=TWO,
+    ),
+    Sample(
+        "gigachat3",
+        '<|function_call|>{"name": "get_weather", "arguments": {"city": "Paris"}}',
+        calls=[PARIS],
+    ),
 ]

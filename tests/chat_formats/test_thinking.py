@@ -35,6 +35,7 @@ CASES = [
     ("ernie45", True, "Hm.\n</think>\n\nYes: <response>", "Hm.", "Yes: <response>"),
     ("hunyuan_a13b", False, "<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>", "Hm.", "Yes."),
     ("cohere", False, "<|START_RESPONSE|>Yes.<|END_RESPONSE|>", "", "Yes."),
+    ("apriel", True, "\nHm.\n[BEGIN FINAL RESPONSE]\nYes.\n[END FINAL RESPONSE]", "Hm.", "Yes."),
     ("longcat", False, "<longcat_think>\nHm.\n</longcat_think>\nYes.", "Hm.", "Yes."),
 ]
 
@@ -121,6 +122,9 @@ def test_special_tokens_that_are_no_marks_do_not_show():
         (r"'<|tool_call>call:' '<|channel>thought\n<channel|>'", "gemma4", "gemma4"),
         (r"<function_calls> {{ '<|im_start|>assistant\n<think>' }}", "pythonic", "think"),
         ("<|tool_list_start|>", "pythonic", None),
+        ("List of tools: [ </think>", "pythonic", "think"),
+        ("<|function_call|>", "gigachat3", None),
+        ("<tool_calls>[ Here are my reasoning steps:", "hunyuan_a13b", "apriel"),
         ("<|tool_call_start|> <think></think>", "pythonic", "think"),
         (LLAMA4, "llama3_json", None),
         ("<|python_start|> [func_name1(params_name1=params_value1)]", "pythonic", None),
