@@ -101,5 +101,8 @@ def is_object(text: str) -> bool:
 
 
 def to_json(value: Any) -> str:
-    """Arguments as JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    """Arguments as JSON that can be encoded: halves of characters are escaped."""
+    written = json.dumps(value, ensure_ascii=False)
+    if any("\ud800" <= char <= "\udfff" for char in written):
+        return json.dumps(value)
+    return written

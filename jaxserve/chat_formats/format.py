@@ -51,7 +51,8 @@ class CallPattern:
 
     Attributes:
         call: the parts of one call.
-        begin, between, end: around and between calls.
+        begin, between, end: around and between calls. Grammars read without looking back: where
+            `end` begins with `between`, no second call is possible.
     """
 
     call: Callable[[Tool], Sequence[Part]]

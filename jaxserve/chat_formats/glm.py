@@ -138,15 +138,12 @@ def pattern_with(tags: Tags, line_break: str) -> CallPattern:
             before_key=tags.key,
             after_key=tags.key_end + line_break + tags.value,
             after_value=tags.value_end + line_break,
-            tail=tags.end,
+            tail=tags.end + (line_break if tags.section else ""),
         )
 
-    return CallPattern(
-        call,
-        begin=tags.section and tags.section + line_break,
-        between=line_break,
-        end=tags.section_end and line_break + tags.section_end,
-    )
+    if not tags.section:
+        return CallPattern(call, between=line_break)
+    return CallPattern(call, begin=tags.section + line_break, end=tags.section_end)
 
 
 TAGS = Tags()

@@ -142,10 +142,10 @@ def _pattern(tags: Tags) -> CallPattern:
             before_key=tags.parameter + '"',
             after_key=after_key,
             after_value=tags.parameter_end + "\n",
-            tail=tags.invoke_end,
+            tail=tags.invoke_end + "\n",
         )
 
-    return CallPattern(call, begin=tags.begin + "\n", between="\n", end="\n" + tags.end)
+    return CallPattern(call, begin=tags.begin + "\n", end=tags.end)
 
 
 MINIMAX_TAGS = Tags("minimax:tool_call")

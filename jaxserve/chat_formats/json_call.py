@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text, to_json
 from jaxserve.chat_formats.source import (
@@ -43,9 +43,9 @@ def json_call(
             call is given out until all of it is there.
     """
     head = None if keeps_id else (yield from _head(source))
-    if head is None:
+    name = None if head is None else json.loads(head[1])
+    if head is None or not _is_name(name):
         return (yield from _whole_call(source, before, after, keeps_id))
-    name = json.loads(head[1])
     index, raw = source.next_call(), before + source.take(len(head[0]))
     yield CallStart(index, name)
     arguments, complete = yield from json_arguments(source, index)
@@ -139,6 +139,10 @@ def read_call(text: str) -> JsonCall | None:
         return None
 
 
+def _is_name(name: Any) -> TypeGuard[str]:
+    return isinstance(name, str) and bool(name) and name.isprintable()
+
+
 def as_call(call: Any) -> JsonCall | None:
     """The call that a value from JSON is; None: it is none."""
     if not isinstance(call, dict):
@@ -153,6 +157,6 @@ def as_call(call: Any) -> JsonCall | None:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
             return None
-    if not isinstance(name, str) or not isinstance(arguments, dict):
+    if not _is_name(name) or not isinstance(arguments, dict):
         return None
     return JsonCall(name, to_json(arguments), call_id if isinstance(call_id, str) else None)

@@ -55,11 +55,18 @@ def _format(
     detect: Callable[[str], bool],
     call: Callable[[Tool], Sequence[Part]] = _call,
     *,
+    breaks: tuple[str, str] = ("", ""),
     is_list: bool = True,
 ) -> ToolFormat:
-    """The format with these marks; the first is the one in which calls are demanded."""
+    """The format with these marks; the first is the one in which calls are demanded.
+
+    Args:
+        breaks: white space before each call, and after the last.
+    """
     begin, end = next(iter(tags.items()))
-    pattern = CallPattern(call, begin=begin + "[", between=", ", end="]" + end)
+    before, after = breaks
+    between = "," + (before or " ")
+    pattern = CallPattern(call, begin=begin + "[" + before, between=between, end=after + "]" + end)
     if not is_list:
         pattern = CallPattern(lambda tool: [begin, *call(tool), end])
     return ToolFormat(
@@ -96,4 +103,5 @@ COMMAND = _format(
     {"<|START_ACTION|>": "<|END_ACTION|>"},
     lambda template: "<|START_ACTION|>" in template,
     _action,
+    breaks=("\n    ", "\n"),
 )

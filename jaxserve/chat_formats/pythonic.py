@@ -125,26 +125,37 @@ def _call(tool: Tool) -> list[Part]:
     return [tool.name + "(", *rest(0, True), ")"]
 
 
-SHOWN_BY = ("[func_name1(params_name1=", "<|tool_list_start|>", "List of tools: [")
-"""What templates have that do not show the tags: Llama 3.2, LFM2, LFM2.5."""
-
-
-def _detect(template: str) -> bool:
-    if any(text in template for text in SHOWN_BY):
-        return True
-    tags = [tag for tag in TAGS if tag in template]
-    # Llama 4 has the tags, but its own template asks for JSON.
-    return bool(tags) and not (tags == ["<|python_start|>"] and '"parameters": ' in template)
+def _line(tool: Tool) -> list[Part]:
+    return [*_call(tool), "\n"]
 
 
 MAX_OPTIONAL = 6
 """With more optional arguments than this, enforced calls hold the required ones only."""
 
 
-FORMAT = ToolFormat(
-    names=("pythonic", "llama4_pythonic", "olmo3", "lfm2"),
-    parse=parse,
-    pattern=CallPattern(_call, begin="[", between=", ", end="]"),
-    detect=_detect,
-    marks=MARKS,
+def _format(names: tuple[str, ...], pattern: CallPattern, shown_by: tuple[str, ...]) -> ToolFormat:
+    """What differs is how calls are demanded; all of them are read in every way."""
+    return ToolFormat(
+        names=names,
+        parse=parse,
+        pattern=pattern,
+        detect=lambda template: any(text in template for text in shown_by),
+        marks=MARKS,
+    )
+
+
+FORMAT = _format(
+    ("pythonic", "llama4_pythonic"),
+    CallPattern(_call, begin="[", between=", ", end="]"),
+    ("[func_name1(params_name1=",),
+)
+LFM2 = _format(
+    ("lfm2",),
+    CallPattern(_call, begin="<|tool_call_start|>[", between=", ", end="]<|tool_call_end|>"),
+    ("<|tool_call_start|>", "<|tool_list_start|>", "List of tools: ["),
+)
+OLMO3 = _format(
+    ("olmo3",),
+    CallPattern(_line, begin="<function_calls>\n", end="</function_calls>"),
+    ("<function_calls>",),
 )

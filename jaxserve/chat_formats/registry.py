@@ -40,6 +40,8 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     mistral.FORMAT,
     mistral.OLD_FORMAT,
     pythonic.FORMAT,
+    pythonic.LFM2,
+    pythonic.OLMO3,
     llama3_json.FORMAT,
     json_list.PHI,
     json_list.GRANITE,

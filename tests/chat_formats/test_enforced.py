@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 
 from jaxserve.chat_format_choice import ChatFormats
 from jaxserve.chat_formats import parse_whole
-from jaxserve.chat_formats.format import ToolFormat
+from jaxserve.chat_formats.format import Digits, Json, ToolFormat
 from jaxserve.chat_formats.registry import TOOL_FORMATS, find_tool_format
 from jaxserve.conversation import ChatPlan, parse_tool_use, plan_chat
 from jaxserve.structured import GrammarCompiler, fill_masks
@@ -82,6 +82,15 @@ def random_answer(plan: ChatPlan, tokenizer: Tokenizer, seed: int) -> str | None
     return None
 
 
+def fits(plan: ChatPlan, written: str) -> bool:
+    """Whether the grammar takes an answer, or the beginning of one."""
+    tokenizer = plan.formats.tokenizer
+    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
+    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
+    ids = tokenizer.encode(written, add_special_tokens=False)
+    return start.validate_tokens(ids) == len(ids)
+
+
 @pytest.mark.parametrize("tool_format", TOOL_FORMATS, ids=lambda form: form.names[0])
 @pytest.mark.parametrize("has_special", [False, True], ids=["as text", "as tokens"])
 def test_demanded_calls_come_out_whole_and_fit_their_schemas(
@@ -102,6 +111,22 @@ def test_demanded_calls_come_out_whole_and_fit_their_schemas(
 
 
 @pytest.mark.parametrize(
+    "tool_format", [form for form in TOOL_FORMATS if form.pattern], ids=lambda form: form.names[0]
+)
+def test_several_calls_may_be_demanded_and_are_read_as_several(tool_format: ToolFormat):
+    plan = plan_for(tokenizer_with(()), tool_format, tool_choice="required")
+    pattern = tool_format.pattern
+    assert pattern is not None
+    values = {Json: "{}", Digits: "0"}
+    parts = pattern.call(next(tool for tool in plan.use.tools if tool.name == "get_time"))
+    call = "".join(part if isinstance(part, str) else values[type(part)] for part in parts)
+    written = pattern.begin + pattern.between.join([call] * 3) + pattern.end
+    assert fits(plan, written)
+    reply = parse_whole(plan.parser(), written)
+    assert [call.name for call in reply.calls] == ["get_time"] * 3 and not reply.text
+
+
+@pytest.mark.parametrize(
     ("name", "written"),
     [
         ("glm45", "<tool_call>get_time\n</tool_call>\n<tool_call>get_time\n</tool_call>"),
@@ -117,10 +142,7 @@ def test_demanded_calls_have_the_line_breaks_of_the_chat_template(name: str, wri
     tool_format = find_tool_format(name, "")
     tokenizer = tokenizer_with(tool_format.marks)
     plan = plan_for(tokenizer, tool_format, tool_choice="required")
-    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
-    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
-    ids = tokenizer.encode(written, add_special_tokens=False)
-    assert start.validate_tokens(ids) == len(ids)
+    assert fits(plan, written)
 
 
 def test_a_text_in_a_demanded_call_may_hold_the_beginning_of_the_tag_that_ends_it():
@@ -137,10 +159,7 @@ def test_a_text_in_a_demanded_call_may_hold_the_beginning_of_the_tag_that_ends_i
         '<｜DSML｜parameter name="text" string="true"><b>x</b></｜DSML｜parameter>\n'
         "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
     )
-    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
-    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
-    ids = tokenizer.encode(written, add_special_tokens=False)
-    assert start.validate_tokens(ids) == len(ids)
+    assert fits(plan, written)
     (call,) = parse_whole(plan.parser(), written).calls
     assert json.loads(call.arguments) == {"text": "<b>x</b>"}
 
@@ -150,16 +169,10 @@ def test_reasoning_may_come_before_a_demanded_call_and_must_be_closed():
     formats = ChatFormats.of(tokenizer, "hermes", "qwen3")
     messages = [{"role": "user", "content": "Hello"}]
     plan = plan_chat(formats, messages, use=parse_tool_use(TOOLS, "required"))
-    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
-    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
-
-    def fits(text: str) -> bool:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        return start.validate_tokens(ids) == len(ids)
 
     call = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
-    assert fits(call) and fits(f"<think>Hm.</think>\n\n{call}")
-    assert not fits(f"Hm.{call}") and not fits("<think>Hm.<|end|>")
+    assert fits(plan, call) and fits(plan, f"<think>Hm.</think>\n\n{call}")
+    assert not fits(plan, f"Hm.{call}") and not fits(plan, "<think>Hm.<|end|>")
 
 
 def test_strict_tools_let_the_model_choose_but_not_write_wrong_arguments():
@@ -167,13 +180,7 @@ def test_strict_tools_let_the_model_choose_but_not_write_wrong_arguments():
     tokenizer = tokenizer_with(("<tool_call>", "</tool_call>"))
     formats = ChatFormats.of(tokenizer, "hermes", "none")
     plan = plan_chat(formats, [{"role": "user", "content": "x"}], use=parse_tool_use(strict))
-    grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS_ID])
-    start = grammars.constraint(grammars.start(plan.check(grammars))).matcher
-
-    def fits(text: str) -> bool:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        return start.validate_tokens(ids) == len(ids)
 
     head = '<tool_call>\n{"name": "get_weather", "arguments": {"days": '
-    assert fits("Just text.") and fits(f"First.{head}3")
-    assert not fits(f"{head}true") and not fits('<tool_call>\n{"name": "unknown"')
+    assert fits(plan, "Just text.") and fits(plan, f"First.{head}3")
+    assert not fits(plan, f"{head}true") and not fits(plan, '<tool_call>\n{"name": "unknown"')

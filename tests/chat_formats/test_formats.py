@@ -97,6 +97,23 @@ def test_a_call_of_kimi_that_has_only_a_number_is_one_of_the_only_tool():
     assert (call.name, call.call_id, call.arguments) == ("get_time", "0", '{"zone": "CET"}')
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("pythonic", r'[get_time(zone="\ud83d\ude00 \ud83d")]'),
+        (
+            "hermes",
+            r'<tool_call>{"arguments": {"zone": "\ud83d\ude00 \ud83d"}, "name": "get_time"}',
+        ),
+    ],
+)
+def test_halves_of_characters_reach_no_one_as_such(name: str, written: str):
+    (call,) = parse_whole(make_parser(Sample(name, "")), written).calls
+    assert call.arguments.encode() and json.loads(call.arguments) == {"zone": "😀 \ud83d"}
+    reply = parse_whole(make_parser(Sample("hermes", "")), written.replace("get_time", r"\ud83d"))
+    assert reply.text == written.replace("get_time", r"\ud83d") and not reply.calls
+
+
 def test_a_call_of_many_characters_between_tags_is_a_call():
     written = f"<|tool_call_start|>[get_weather(city='{'Llanfair' * 600}')]<|tool_call_end|>"
     parser = make_parser(Sample("lfm2", ""))
