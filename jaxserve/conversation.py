@@ -224,6 +224,10 @@ def _strict_calls(formats: ChatFormats, use: ToolUse) -> Body | None:
     if first.startswith("<["):
         rule = f"{ANY_TEXT} ({calls})?"
         return Body("\n".join([rule, *writer.rules]), param="tools")
+    if " <[" in first:  # a token within the mark: what stands before it alone begins no call
+        lead, _, rest = calls.partition(" <[")
+        rules = [f"BEFORE_CALLS: {ANY_TEXT} {lead}", f"ANYTHING: {ANY_TEXT}", *writer.rules]
+        return Body("\n".join([f"ANYTHING | BEFORE_CALLS <[{rest}", *rules]), param="tools")
     rules = [rule.replace(first.removesuffix('"'), '"', 1) for rule in writer.rules]
     if pattern.begin:
         calls, rules = calls.replace(first.removesuffix('"'), '"', 1), writer.rules

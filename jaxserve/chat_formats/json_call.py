@@ -30,10 +30,16 @@ class JsonCall:
     name: str
     arguments: str
     call_id: str | None = None
+    has_arguments: bool = True
 
 
 def json_call(
-    source: Source, *, before: str, after: str = "", keeps_id: bool = False
+    source: Source,
+    *,
+    before: str,
+    after: str = "",
+    keeps_id: bool = False,
+    needs_arguments: bool = False,
 ) -> Generator[Event | None, None, bool]:
     """Read {"name": ..., "arguments": {...}}; False: it is no call, and nothing was used.
 
@@ -41,11 +47,12 @@ def json_call(
         before: what was used for it already, `after`: what will be.
         keeps_id: the call's "id" is its id. It may be the last member, so that nothing of the
             call is given out until all of it is there.
+        needs_arguments: an object that has only a name is none.
     """
     head = None if keeps_id else (yield from _head(source))
     name = None if head is None else json.loads(head[1])
     if head is None or not _is_name(name):
-        return (yield from _whole_call(source, before, after, keeps_id))
+        return (yield from _whole_call(source, before, after, keeps_id, needs_arguments))
     index, raw = source.next_call(), before + source.take(len(head[0]))
     yield CallStart(index, name)
     arguments, complete = yield from json_arguments(source, index)
@@ -112,7 +119,7 @@ def _may_become_head(text: str) -> bool:
 
 
 def _whole_call(
-    source: Source, before: str, after: str, keeps_id: bool
+    source: Source, before: str, after: str, keeps_id: bool, needs_arguments: bool
 ) -> Generator[Event | None, None, bool]:
     """A call in another order, or with arguments that are a text: read when all of it is there."""
     if not source.text.startswith("{"):
@@ -121,7 +128,7 @@ def _whole_call(
     if span is None:
         return False
     call = read_call(span)
-    if call is None:
+    if call is None or needs_arguments and not call.has_arguments:
         source.text = span + source.text
         return False
     index = source.next_call()
@@ -151,7 +158,10 @@ def as_call(call: Any) -> JsonCall | None:
     if isinstance(call.get("function"), dict):
         call = call["function"]
     name = call.get("name", call.get("tool_name"))
-    arguments = call.get("arguments", call.get("parameters", {}))
+    arguments = call.get("arguments", call.get("parameters"))
+    has_arguments = arguments is not None
+    if not has_arguments:
+        arguments = {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -159,4 +169,5 @@ def as_call(call: Any) -> JsonCall | None:
             return None
     if not _is_name(name) or not isinstance(arguments, dict):
         return None
-    return JsonCall(name, to_json(arguments), call_id if isinstance(call_id, str) else None)
+    call_id = call_id if isinstance(call_id, str) else None
+    return JsonCall(name, to_json(arguments), call_id, has_arguments)

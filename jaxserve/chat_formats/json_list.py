@@ -27,7 +27,9 @@ def parse_with(tags: Mapping[str, str]) -> Any:
     def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
         while (begin := (yield from text_until(source, tuple(tags)))) is not None:
             before = begin + (yield from blanks(source))
-            if (yield from follows(source, "[")):
+            if begin.endswith("["):
+                yield from json_call_list(source, before=before)
+            elif (yield from follows(source, "[")):
                 yield from json_call_list(source, before=before + "[")
             elif not (yield from json_call(source, before=before)):
                 yield Text(before)
@@ -65,8 +67,12 @@ def _format(
     """
     begin, end = next(iter(tags.items()))
     before, after = breaks
-    between = "," + (before or " ")
-    pattern = CallPattern(call, begin=begin + "[" + before, between=between, end=after + "]" + end)
+    pattern = CallPattern(
+        call,
+        begin=begin.removesuffix("[") + "[" + before,
+        between="," + (before or " "),
+        end=after + "]" + end,
+    )
     if not is_list:
         pattern = CallPattern(lambda tool: [begin, *call(tool), end])
     return ToolFormat(
@@ -80,7 +86,7 @@ def _format(
 
 PHI = _format(
     ("phi4_mini_json", "phi4_mini"),
-    {"functools": "", "<|tool_call|>": "<|/tool_call|>"},
+    {"functools[": "", "<|tool_call|>": "<|/tool_call|>"},
     lambda template: "functools[" in template or "<|/tool|>" in template,
 )
 GRANITE = _format(("granite",), {"<|tool_call|>": ""}, lambda template: "<|tool_call|>" in template)

@@ -32,7 +32,8 @@ def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
 def _calls(source: Source, before: str) -> Generator[Event | None, None, None]:
     while True:
         before += yield from blanks(source)
-        if not (yield from json_call(source, before=before)):
+        # Any answer in JSON may have a name.
+        if not (yield from json_call(source, before=before, needs_arguments=True)):
             yield Text(before)
             return
         before = yield from blanks(source)

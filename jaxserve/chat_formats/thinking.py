@@ -17,7 +17,7 @@ class ThinkFormat:
         is_open: the reply begins inside, unless the prompt has closed the reasoning already.
         also_begins: other ends of a prompt after which a reply begins inside.
         also_ends: marks of what follows reasoning that was not closed; they belong to the answer.
-        wraps: marks that may stand around the answer and are left out of it.
+        wraps: marks that may stand around the answer and are left out of it; the first may be "".
         needs: a text that its chat templates have beside a mark.
         unless: a text that they do not have.
     """
@@ -145,7 +145,11 @@ THINK_FORMATS = (
         ("cohere",),
         "<|START_THINKING|>",
         "<|END_THINKING|>",
-        wraps=(("<|START_RESPONSE|>", "<|END_RESPONSE|>"), ("<|START_TEXT|>", "<|END_TEXT|>")),
+        wraps=(
+            ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+            ("<|START_TEXT|>", "<|END_TEXT|>"),
+            ("", "<|END_RESPONSE|>"),  # the prompt may have begun it
+        ),
     ),
     ThinkFormat(
         ("apriel",),

@@ -89,6 +89,7 @@ SAMPLES = [
         calls=TWO,
     ),
     Sample("llama3_json", '{"answer": 42}', text='{"answer": 42}'),
+    Sample("llama3_json", '{"name": "Ada"}', text='{"name": "Ada"}'),
     Sample("llama3_json", "It is {warm}.", text="It is {warm}."),
     Sample(
         "llama4_json",
@@ -392,6 +393,7 @@ SAMPLES = [
         calls=[PARIS],
     ),
     Sample("phi4_mini_json", "Use functools here.", text="Use functools here."),
+    Sample("hermes", '<tool_call>{"name": "get_time"}</tool_call>', calls=[("get_time", {})]),
     Sample(
         "hunyuan_a13b",
         '<tool_calls>[\n    {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}},\n'

@@ -184,3 +184,20 @@ def test_strict_tools_let_the_model_choose_but_not_write_wrong_arguments():
     head = '<tool_call>\n{"name": "get_weather", "arguments": {"days": '
     assert fits(plan, "Just text.") and fits(plan, f"First.{head}3")
     assert not fits(plan, f"{head}true") and not fits(plan, '<tool_call>\n{"name": "unknown"')
+
+
+def test_strict_tools_leave_text_alone_that_only_looks_like_the_beginning_of_a_call():
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    messages = [{"role": "user", "content": "x"}]
+    tokenizer = tokenizer_with(("｜DSML｜",))
+    formats = ChatFormats.of(tokenizer, "phi4_mini_json", "none")
+    plan = plan_chat(formats, messages, use=parse_tool_use(strict))
+    assert fits(plan, "import functools") and not fits(plan, 'functools[{"name": "unknown"')
+    formats = ChatFormats.of(tokenizer, "deepseek_v32", "none")
+    plan = plan_chat(formats, messages, use=parse_tool_use(strict))
+    head = (
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
+        '<｜DSML｜parameter name="days" string="false">'
+    )
+    assert fits(plan, "a <b> c <") and fits(plan, f"So <b>:\n\n{head}3")
+    assert not fits(plan, "a ｜DSML｜") and not fits(plan, f"{head}true")

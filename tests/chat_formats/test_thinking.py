@@ -35,6 +35,8 @@ CASES = [
     ("ernie45", True, "Hm.\n</think>\n\nYes: <response>", "Hm.", "Yes: <response>"),
     ("hunyuan_a13b", False, "<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>", "Hm.", "Yes."),
     ("cohere", False, "<|START_RESPONSE|>Yes.<|END_RESPONSE|>", "", "Yes."),
+    ("cohere", False, "Yes.<|END_RESPONSE|>", "", "Yes."),
+    ("cohere", True, "Hm.<|END_THINKING|><|START_TEXT|>Yes.<|END_TEXT|>", "Hm.", "Yes."),
     ("apriel", True, "\nHm.\n[BEGIN FINAL RESPONSE]\nYes.\n[END FINAL RESPONSE]", "Hm.", "Yes."),
     ("longcat", False, "<longcat_think>\nHm.\n</longcat_think>\nYes.", "Hm.", "Yes."),
 ]
