@@ -11,7 +11,6 @@ from typing import Any
 from jaxserve.chat_format_choice import ChatFormats
 from jaxserve.chat_formats import ReplyParser, Tool, parse_tools
 from jaxserve.chat_formats.format import ToolFormat
-from jaxserve.chat_formats.registry import ENFORCEABLE
 from jaxserve.chat_history import prepare_messages
 from jaxserve.chat_template import Message
 from jaxserve.errors import RequestError
@@ -173,11 +172,8 @@ def plan_chat(
     tool_format = formats.tools if use.may_call or formats.is_harmony else None
     if use.must_call:
         assert tool_format is not None
-        if tool_format.pattern is None:
-            tool_format = ENFORCEABLE
         writer = RuleWriter(formats.markup)
         before = _before(formats, writer, begins_inside)
-        assert tool_format.pattern is not None
         rule = writer.calls(tool_format.pattern, use.callable, several=use.parallel)
         body, before = Body("\n".join([rule, *writer.rules]), param="tools"), before
     elif body is not None:
@@ -185,7 +181,7 @@ def plan_chat(
         before = _before(formats, writer, begins_inside, is_final=True)
         if writer.rules:
             body = Body("\n".join([body.rule, *writer.rules]), body.parts, body.schema, body.param)
-    elif use.may_call and any(tool.strict for tool in use.tools) and formats.tools.pattern:
+    elif use.may_call and any(tool.strict for tool in use.tools):
         body, before = _strict_calls(formats, use), ""
     else:
         before = ""
@@ -213,7 +209,6 @@ def _before(
 def _strict_calls(formats: ChatFormats, use: ToolUse) -> Body | None:
     """Any text, but every call in it fits its schema."""
     pattern = formats.tools.pattern
-    assert pattern is not None
     writer = RuleWriter(formats.markup)
     lead = pattern.begin or str(pattern.call(use.tools[0])[0])
     trigger = next((text for text in formats.tools.marks if lead.startswith(text)), None)

@@ -68,7 +68,7 @@ class ToolFormat:
     Attributes:
         names: what --tool-call-parser calls it; the first is the usual one.
         parse: reads calls out of text.
-        pattern: None: calls cannot be enforced in this format; another one is used then.
+        pattern: how calls are enforced.
         detect: whether a chat template uses it.
         marks: texts that must not be left out of the text as special tokens.
         make_id: the id of a call from its number, where the format has rules for it.
@@ -76,7 +76,7 @@ class ToolFormat:
 
     names: tuple[str, ...]
     parse: Callable[[Source, Sequence[Tool]], Parsing]
-    pattern: CallPattern | None
+    pattern: CallPattern
     detect: Callable[[str], bool]
     marks: tuple[str, ...] = ()
     make_id: Callable[[int, str], str] | None = None

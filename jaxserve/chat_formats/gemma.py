@@ -4,18 +4,22 @@
     <start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>
 
 Keys have no quotes, texts have a mark of their own, though some words come without; names of
-Python or JSON stand for true, false and null. A call is given out when all of it is there.
+Python or JSON stand for true, false and null. JSON is read too: it is what demanded calls have
+within lists and objects. A call is given out when all of it is there.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Text, to_json
-from jaxserve.chat_formats.format import ToolFormat
+from jaxserve.chat_formats.format import CallPattern, Part, ToolFormat
+from jaxserve.chat_formats.listed import listed_parts
 from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, text_until
-from jaxserve.chat_formats.tools import Tool
+from jaxserve.chat_formats.tagged import definitions_of, value_parts
+from jaxserve.chat_formats.tools import Tool, is_text
 
 ENDS = {"<|tool_call>": "<tool_call|>", "<start_function_call>": "<end_function_call>"}
 QUOTES = ('<|"|>', "<escape>")
@@ -78,6 +82,11 @@ def _read_quoted(text: str, at: int) -> tuple[str, int] | None:
         if text.startswith(quote, at):
             end = text.index(quote, at + len(quote))
             return text[at + len(quote) : end], end + len(quote)
+    if text[at] == '"':
+        try:
+            return json.JSONDecoder().raw_decode(text, at)
+        except ValueError:
+            return None
     return None
 
 
@@ -135,10 +144,27 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-FORMAT = ToolFormat(
-    names=("gemma4", "functiongemma"),
-    parse=parse,
-    pattern=None,
-    detect=lambda template: any(begin in template for begin in ENDS),
-    marks=(*ENDS, *ENDS.values(), *QUOTES),
-)
+def _format(name: str, begin: str, quote: str) -> ToolFormat:
+    def call(tool: Tool) -> list[Part]:
+        definitions = definitions_of(tool)
+
+        def argument(key: str, schema: Any) -> list[Part]:
+            if is_text(schema):
+                return [f"{key}:{quote}", *value_parts(schema, quote, definitions)]
+            return [f"{key}:", *value_parts(schema, "", definitions)]
+
+        keys = sorted(tool.properties, key=str.lower)  # as the chat templates have them
+        arguments = listed_parts(tool, argument, ",", keys)
+        return [f"{begin}call:{tool.name}{{", *arguments, "}" + ENDS[begin]]
+
+    return ToolFormat(
+        names=(name,),
+        parse=parse,
+        pattern=CallPattern(call),
+        detect=lambda template: begin in template,
+        marks=(*ENDS, *ENDS.values(), *QUOTES),
+    )
+
+
+FORMAT = _format("gemma4", "<|tool_call>", QUOTES[0])
+FUNCTION_GEMMA = _format("functiongemma", "<start_function_call>", QUOTES[1])

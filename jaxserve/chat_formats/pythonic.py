@@ -10,10 +10,12 @@ is taken too: LFM2 writes it where it is told to. A list is given out when all o
 import json
 import re
 from collections.abc import Generator, Sequence
+from typing import Any
 
 from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Event, Text
-from jaxserve.chat_formats.format import CallPattern, Either, Json, Part, ToolFormat
+from jaxserve.chat_formats.format import CallPattern, Json, Part, ToolFormat
 from jaxserve.chat_formats.json_call import JsonCall, as_call
+from jaxserve.chat_formats.listed import listed_parts
 from jaxserve.chat_formats.python_calls import MAX_CHARS, read_calls
 from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, blanks, head_until, text_until
 from jaxserve.chat_formats.tools import Tool
@@ -106,31 +108,15 @@ def _give(source: Source, calls: list[JsonCall], raw: str) -> Generator[Event, N
 
 
 def _call(tool: Tool) -> list[Part]:
-    """Arguments in the order of the schema; commas depend on what was left out before."""
-    keys = list(tool.properties)
+    def argument(key: str, schema: Any) -> list[Part]:
+        return [key + "=", Json(schema)]
 
-    def rest(i: int, is_first: bool) -> tuple[Part, ...]:
-        if i == len(keys):
-            return ()
-        key = keys[i]
-        schema = tool.properties[key]
-        lead = ("" if is_first else ", ") + key + "="
-        given = (lead, Json(schema), *rest(i + 1, False))
-        if key in tool.required:
-            return given
-        return (Either((given, rest(i + 1, is_first))),)
-
-    if len([key for key in keys if key not in tool.required]) > MAX_OPTIONAL:
-        keys = [key for key in keys if key in tool.required]
-    return [tool.name + "(", *rest(0, True), ")"]
+    arguments = listed_parts(tool, argument, ", ", list(tool.properties))
+    return [tool.name + "(", *arguments, ")"]
 
 
 def _line(tool: Tool) -> list[Part]:
     return [*_call(tool), "\n"]
-
-
-MAX_OPTIONAL = 6
-"""With more optional arguments than this, enforced calls hold the required ones only."""
 
 
 def _format(names: tuple[str, ...], pattern: CallPattern, shown_by: tuple[str, ...]) -> ToolFormat:

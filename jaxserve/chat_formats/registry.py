@@ -37,6 +37,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     qwen3_xml.SEED,
     qwen3_xml.FORMAT,
     gemma.FORMAT,
+    gemma.FUNCTION_GEMMA,
     mistral.FORMAT,
     mistral.OLD_FORMAT,
     pythonic.FORMAT,
@@ -55,9 +56,6 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
 
 GENERAL = hermes.FORMAT
 """For templates that show no format."""
-
-ENFORCEABLE = llama3_json.FORMAT
-"""In place of formats in which calls cannot be enforced."""
 
 
 def tool_format_names() -> tuple[str, ...]:

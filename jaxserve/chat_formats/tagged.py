@@ -60,16 +60,22 @@ def tagged_parts(
     Args:
         after_key: a text, or what gives it for the schema of the value.
     """
-    definitions = {key: tool.parameters[key] for key in ("$defs",) if key in tool.parameters}
+    definitions = definitions_of(tool)
     parts: list[Part] = [head]
     for key, schema in tool.properties.items():
         lead = before_key + key + (after_key if isinstance(after_key, str) else after_key(schema))
-        argument = (lead, *_value(schema, after_value, definitions))
+        argument = (lead, *value_parts(schema, after_value, definitions))
         parts += argument if key in tool.required else [Optional(argument)]
     return [*parts, tail]
 
 
-def _value(schema: Any, after: str, definitions: Mapping[str, Any]) -> tuple[Part, ...]:
+def definitions_of(tool: Tool) -> dict[str, Any]:
+    """What the schemas of a tool's arguments may refer to."""
+    return {key: tool.parameters[key] for key in ("$defs",) if key in tool.parameters}
+
+
+def value_parts(schema: Any, after: str, definitions: Mapping[str, Any]) -> tuple[Part, ...]:
+    """A value and the text after it: a text as it stands, JSON otherwise."""
     if not is_text(schema):
         whole = {**definitions, **schema} if isinstance(schema, Mapping) else schema
         return (Json(whole), after)

@@ -283,6 +283,17 @@ SAMPLES = [
         ],
     ),
     Sample(
+        "gemma4",
+        '<|tool_call>call:get_weather{city:"Paris, {\\"x\\"}",tags:["a","b"],'
+        'more:{"deep: er":null}}<tool_call|>',
+        calls=[
+            (
+                "get_weather",
+                {"city": 'Paris, {"x"}', "tags": ["a", "b"], "more": {"deep: er": None}},
+            )
+        ],
+    ),
+    Sample(
         "functiongemma",
         "<start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>",
         calls=[PARIS],
