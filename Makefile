@@ -70,7 +70,8 @@ kv-policies: $(VENV)/.installed-dev
 
 # Every attention backend in interpret mode, over a few hundred random cases.
 test-kernels: $(VENV)/.installed-dev
-	KERNELS_IN_FULL=1 $(BIN)/python -m pytest -n 2 tests/pallas_kernels/test_backends.py
+	KERNELS_IN_FULL=1 $(BIN)/python -m pytest -n 2 tests/pallas_kernels/test_backends.py \
+	  tests/pallas_kernels/test_mosaic_gpu.py
 
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.parity.run

@@ -5,7 +5,9 @@ built once. Whatever is missing (a compiler, a folder of our own, an instruction
 not to have native kernels, never an error: all that they do, plain XLA does too, slower.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -119,10 +121,16 @@ def library_path() -> Path:
     path = folder / f"native-{digest.hexdigest()[:32]}.so"
     if path.exists():
         return path
-    with tempfile.TemporaryDirectory(dir=folder) as parts:
-        partial = Path(parts) / "native.so"
-        _compile(compiler, here, Path(parts), partial)
-        os.replace(partial, path)  # others may be building the same: the last one wins
+    with open(path.with_suffix(".lock"), "w") as lock:
+        with contextlib.suppress(
+            OSError
+        ):  # one process builds, others wait; not on every file system
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as parts:
+                partial = Path(parts) / "native.so"
+                _compile(compiler, here, Path(parts), partial)
+                os.replace(partial, path)
     return path
 
 

