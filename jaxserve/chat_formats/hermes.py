@@ -3,6 +3,8 @@
 <tool_call>
 {"name": "get_weather", "arguments": {"city": "Paris"}}
 </tool_call>
+
+Between the tags there may also be a list of calls.
 """
 
 import json
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 
 from jaxserve.chat_formats.events import Text
 from jaxserve.chat_formats.format import CallPattern, Part, ToolFormat, parameters_of
-from jaxserve.chat_formats.json_call import json_call
+from jaxserve.chat_formats.json_call import json_call, json_call_list
 from jaxserve.chat_formats.source import Parsing, Source, blanks, follows, text_until
 from jaxserve.chat_formats.tools import Tool
 
@@ -19,10 +21,11 @@ BEGIN, END = "<tool_call>", "</tool_call>"
 
 def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
     while (yield from text_until(source, (BEGIN,))) is not None:
-        space = yield from blanks(source)
-        understood = yield from json_call(source, before=BEGIN + space)
-        if not understood:
-            yield Text(BEGIN + space)
+        before = BEGIN + (yield from blanks(source))
+        if (yield from follows(source, "[")):
+            yield from json_call_list(source, before=before + "[")
+        elif not (yield from json_call(source, before=before)):
+            yield Text(before)
             continue
         space = yield from blanks(source)
         if not (yield from follows(source, END)):

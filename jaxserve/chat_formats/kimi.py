@@ -59,7 +59,7 @@ def _name(head: "re.Match[str] | None", tools: Sequence[Tool]) -> str:
     """The tool of an id; of one that is nothing but a number, if there is one tool; else ""."""
     if head is None:
         return ""
-    if not head[2].isdigit():
+    if not head[1].isdigit():
         return head[2]
     return tools[0].name if len(tools) == 1 else ""
 

@@ -153,6 +153,8 @@ def cast_value(text: str, schema: Any) -> Any:
         value = json.loads(stripped, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return text if not kinds or "string" in kinds else _literal(stripped, text)
+    if "string" in kinds and isinstance(value, (list, dict)):
+        return value if ("array" if isinstance(value, list) else "object") in kinds else text
     if isinstance(value, (int, float)) and kinds and not kinds & {"integer", "number"}:
         return text
     if isinstance(value, float) and value.is_integer() and kinds == {"integer"}:

@@ -406,6 +406,12 @@ SAMPLES = [
     Sample("phi4_mini_json", "Use functools here.", text="Use functools here."),
     Sample("hermes", '<tool_call>{"name": "get_time"}</tool_call>', calls=[("get_time", {})]),
     Sample(
+        "hermes",
+        '<tool_call>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}},\n'
+        '{"name": "get_time", "arguments": {"zone": "Europe/Paris"}}]</tool_call>',
+        calls=TWO,
+    ),
+    Sample(
         "hunyuan_a13b",
         '<tool_calls>[\n    {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}},\n'
         '    {"name": "get_time", "arguments": {"zone": "Europe/Paris"}}\n]</tool_calls>',

@@ -127,3 +127,22 @@ def test_a_call_of_many_characters_between_tags_is_a_call():
 )
 def test_what_neither_json_nor_python_can_read_as_a_value_stays_a_text(written: str):
     assert cast_value(written, {"type": "array"}) == written
+
+
+@pytest.mark.parametrize(
+    ("written", "kinds", "value"),
+    [
+        ("[1]", ["string", "null"], "[1]"),
+        ("[1]", ["string", "array"], [1]),
+        ('{"a": 1}', ["string", "null"], '{"a": 1}'),
+        ("['a']", ["array", "null"], ["a"]),
+        ("['a']", ["array", "string"], "['a']"),
+        ("null", ["string", "null"], None),
+        ("7", ["string", "null"], "7"),
+        ("7", ["string", "integer"], 7),
+    ],
+)
+def test_a_value_without_quotes_is_what_its_schema_allows(
+    written: str, kinds: list[str], value: object
+):
+    assert cast_value(written, {"type": kinds}) == value
