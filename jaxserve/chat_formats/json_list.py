@@ -7,7 +7,8 @@
     <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city":
     "Paris"}}]<|END_ACTION|>                                             (on one line)      Command
 
-One call may stand without the list's brackets; GigaChat 3 writes <|function_call|>{...} only so.
+One call may stand without the list's brackets. GigaChat 3 writes them only so, one a reply, after
+`function call<|role_sep|>`, 3.1 after <|function_call|>.
 """
 
 import json
@@ -57,12 +58,14 @@ def _format(
     detect: Callable[[str], bool],
     call: Callable[[Tool], Sequence[Part]] = _call,
     *,
+    marks: tuple[str, ...] = (),
     breaks: tuple[str, str] = ("", ""),
     is_list: bool = True,
 ) -> ToolFormat:
     """The format with these marks; the first is the one in which calls are demanded.
 
     Args:
+        marks: special tokens within these marks.
         breaks: white space before each call, and after the last.
     """
     begin, end = next(iter(tags.items()))
@@ -80,7 +83,7 @@ def _format(
         parse=parse_with(tags),
         pattern=pattern,
         detect=detect,
-        marks=tuple(filter(None, (*tags, *tags.values()))),
+        marks=tuple(filter(None, (*tags, *tags.values(), *marks))),
     )
 
 
@@ -100,6 +103,13 @@ NEMOTRON = _format(
 )
 GIGACHAT = _format(
     ("gigachat3",),
+    {"function call<|role_sep|>": ""},
+    lambda template: "function call" in template and "<|role_sep|>" in template,
+    marks=("<|role_sep|>",),
+    is_list=False,
+)
+GIGACHAT_31 = _format(
+    ("gigachat31",),
     {"<|function_call|>": ""},
     lambda template: "<|function_call|>" in template,
     is_list=False,

@@ -48,6 +48,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     json_list.GRANITE,
     json_list.HUNYUAN,
     json_list.NEMOTRON,
+    json_list.GIGACHAT_31,
     json_list.GIGACHAT,
     json_list.COMMAND,
     hermes.FORMAT,

@@ -438,6 +438,13 @@ SAMPLES = [
     ),
     Sample(
         "gigachat3",
+        "Well.\n\nfunction call<|role_sep|>\n"
+        '{"name": "get_weather", "arguments": {"city": "Paris"}}',
+        text="Well.",
+        calls=[PARIS],
+    ),
+    Sample(
+        "gigachat31",
         '<|function_call|>{"name": "get_weather", "arguments": {"city": "Paris"}}',
         calls=[PARIS],
     ),
