@@ -125,8 +125,8 @@ class EngineBridge:
         for request in requests:
             self._queues[request.request_id] = queue
         self.watch.begin(requests)
-        self.link.add(ticket, requests)
         try:
+            self.link.add(ticket, requests)
             await admitted
         except BaseException as error:  # refused, or the caller was cancelled while it waited
             self.abort(queue.unfinished, "error" if isinstance(error, RequestError) else "abort")
@@ -158,8 +158,8 @@ class EngineBridge:
         self._check_alive()
         ticket = next(self._tickets)
         answered = self._calls[ticket] = self._loop.create_future()
-        self.link.call(ticket, name, arguments)
         try:
+            self.link.call(ticket, name, arguments)
             return await answered
         finally:
             del self._calls[ticket]

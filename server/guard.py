@@ -39,6 +39,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 32 << 20
 MAX_HEADERS = 256
+MAX_HEADER_BYTES = 64 << 10
 MAX_DEPTH = 64
 MAX_TRACEPARENT = 128
 BODY_PAUSE_S = 30.0
@@ -161,6 +162,10 @@ class Guard:
         path, method = scope["path"], scope["method"]
         if len(scope["headers"]) > MAX_HEADERS:
             return ApiError(431, f"more than {MAX_HEADERS} headers", headers=CLOSE)
+        # The connection stops counting where they end, so those that come in one piece pass it.
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            text = f"the headers are larger than {MAX_HEADER_BYTES >> 10} KiB"
+            return ApiError(431, text, headers=CLOSE)
         is_admin = path == ADMIN or path.startswith(ADMIN + "/")
         if is_admin and not self._admin_digests:
             return ApiError(404, f"{method} {path[:200]}: Not Found")

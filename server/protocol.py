@@ -17,10 +17,10 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from jaxserve.server.errors import ApiError
+from jaxserve.server.guard import MAX_HEADER_BYTES
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 64 << 10
 HEADER_TIMEOUT_S = 30.0
 SLOW_READER_S = 60.0
 LINGER_S = 30.0

@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from jaxserve.config import Config, ServerConfig
-from jaxserve.errors import EngineDeadError
+from jaxserve.errors import EngineDeadError, RequestError
 from jaxserve.server.bridge import EngineBridge
 from jaxserve.server.engine_calls import EngineStats
 from jaxserve.server.wire import (
@@ -145,8 +145,12 @@ class EngineProcess(asyncio.Protocol):
         self.send(Abort(list(request_ids)))
 
     def call(self, ticket: int, name: str, arguments: dict[str, Any]) -> None:
+        try:
+            self.send(Call(ticket, name, arguments))
+        except (UnicodeEncodeError, OverflowError) as error:  # JSON has them, MessagePack has not
+            text = "a number is beyond 64 bits, or a text holds half a surrogate pair"
+            raise RequestError(f"{text}; expected neither", code="invalid_value") from error
         self._called[ticket] = name
-        self.send(Call(ticket, name, arguments))
 
     async def stop(self) -> None:
         """End the process: by asking, and if that does not help by force."""

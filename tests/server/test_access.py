@@ -10,7 +10,7 @@ import pytest
 
 from jaxserve.config import Config, ServerConfig
 from jaxserve.errors import ConfigError
-from jaxserve.server import guard, protocol
+from jaxserve.server import guard
 from jaxserve.server.app import create_app
 from tests.fake_engine import FakeEngine
 from tests.server.live import Live
@@ -175,11 +175,13 @@ def test_too_many_headers_are_refused(serve: Any):
     check_error(response, 431)
 
 
-def test_headers_that_are_too_large_are_refused_and_the_next_client_is_served():
+@pytest.mark.parametrize("end", [b"", b"\r\nHost: x\r\n\r\n"], ids=["open", "in one piece"])
+def test_headers_that_are_too_large_are_refused_and_the_next_client_is_served(end: bytes):
     live = Live(FakeEngine())
     try:
         with live.connect() as client:
-            client.sendall(b"GET /health HTTP/1.1\r\nX: " + b"y" * protocol.MAX_HEADER_BYTES)
+            headers = b"GET /health HTTP/1.1\r\nX: " + b"y" * guard.MAX_HEADER_BYTES
+            client.sendall(headers + end)
             assert client.recv(4096).startswith(b"HTTP/1.1 431 ")
         assert httpx.get(f"{live.url}/health").status_code == 200
     finally:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import time
 
@@ -59,6 +60,30 @@ def test_one_step_wakes_the_event_loop_once(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.undo()
         await bridge.stop()
         assert num_calls <= engine.num_steps + 2
+
+    asyncio.run(main())
+
+
+def test_what_the_link_cannot_carry_is_an_error_and_leaves_nothing_behind():
+    class Narrow:
+        def add(self, *args: object) -> None:
+            raise OverflowError
+
+        call = abort = add
+
+        async def stop(self) -> None: ...
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        unretrieved: list[dict[str, object]] = []
+        loop.set_exception_handler(lambda _, context: unretrieved.append(context))
+        bridge = EngineBridge(FakeEngine(), lambda bridge: Narrow())  # pyright: ignore[reportArgumentType]
+        for wrong in (bridge.call("stats"), bridge.submit(requests("a"))):
+            with pytest.raises(OverflowError):
+                await wrong
+        await bridge.stop()  # what still waited would be told, and nobody would hear it
+        gc.collect()
+        assert not unretrieved and bridge.num_live == 0
 
     asyncio.run(main())
 

@@ -137,6 +137,9 @@ def test_an_engine_in_another_process_serves_like_one_in_this(tmp_path: Path):
         with pytest.raises(RequestError) as caught:
             await bridge.call("kv_stat")
         assert caught.value.code == "unsupported_engine"
+        for salt in ("\ud800", 10**30):  # nothing that MessagePack has a form for
+            with pytest.raises(RequestError, match="beyond 64 bits, or .* surrogate"):
+                await bridge.call("kv_erase", cache_salt=salt)
         stats = await bridge.stats()
         assert stats.scheduler is None and stats.kv is None
         await bridge.stop()
