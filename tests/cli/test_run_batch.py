@@ -1,11 +1,3 @@
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +6,11 @@ import pytest
 
 from jaxserve.cli import main
 from jaxserve.config import Config, SchedulerConfig
+from tests.cli.batch_kills import LINES_A_KILL, kill_and_resume, read_output, write_batch
 from tests.fake_engine import REPLY, FakeEngine
 from tests.live_server import live_server
 
-ROOT = Path(__file__).parents[2]
-NUM_KILLS = 100 if os.environ.get("PROVE_IN_FULL") else 4
+NUM_KILLS = 4
 
 
 @pytest.fixture
@@ -37,24 +29,6 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
 
     monkeypatch.setattr("jaxserve.engine.build_engine", build)
     return built
-
-
-def write_batch(path: Path, num: int, **changes: Any) -> None:
-    lines = []
-    for index in range(num):
-        body: dict[str, Any] = {"model": "fake", "max_tokens": 4}
-        if index % 2:
-            body["messages"] = [{"role": "user", "content": f"Hello {index}"}]
-        else:
-            body["prompt"] = f"Hello {index}"
-        where = "/v1/chat/completions" if index % 2 else "/v1/completions"
-        line = {"custom_id": f"r-{index}", "method": "POST", "url": where, "body": body}
-        lines.append(json.dumps({**line, **changes}))
-    path.write_text("\n".join(lines) + "\n")
-
-
-def read_output(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_every_line_gets_the_answer_of_its_endpoint(
@@ -87,32 +61,12 @@ def test_an_engine_of_its_own_answers_where_there_is_no_url(
 
 def test_kills_lose_no_line_and_double_none(url: str, tmp_path: Path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    num_lines = 60 * NUM_KILLS
+    num_lines = LINES_A_KILL * NUM_KILLS
     write_batch(source, num_lines)
-    command = [sys.executable, "-m", "jaxserve.cli", "run-batch", "-i", str(source)]
-    command += ["-o", str(target), "--url", url, "--max-concurrency", "8"]
-    rng = random.Random(3)
-    num_before = 0
-    for _ in range(NUM_KILLS):
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as run:
-            enough = num_before + rng.randint(1, 40)
-            while count_lines(target) < enough and run.poll() is None:
-                time.sleep(0.002)
-            run.send_signal(signal.SIGKILL)
-        assert run.returncode == -signal.SIGKILL
-        assert count_lines(target) >= num_before
-        num_before = count_lines(target)
-    assert num_before < num_lines, "the kills came too late to show anything"
-    assert subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
-    counts = Counter(record["custom_id"] for record in read_output(target))
-    assert counts == Counter({f"r-{index}": 1 for index in range(num_lines)})
-
-
-def count_lines(path: Path) -> int:
-    try:
-        return path.read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
+    killed = kill_and_resume(source, target, url, NUM_KILLS, seed=3)
+    assert killed.num_before < num_lines, "the kills came too late to show anything"
+    assert killed.exit_status == 0 and not killed.bad
+    assert killed.ids == {f"r-{index}": 1 for index in range(num_lines)}
 
 
 def test_a_request_that_the_server_refuses_has_its_error_in_the_output(

@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -27,8 +26,8 @@ from jaxserve.demo import running_server
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.embedded.retrieval import heldout_prompts
 from jaxserve.tokenizer import Tokenizer
+from tests.own_environment import python_with
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("lm_eval[api]==0.4.13", "torch==2.13.0", "transformers==5.23.0")
 LEAST = 0.9
 """Share of right answers that every task must reach; the model's own is 96.6 %."""
@@ -61,20 +60,6 @@ test_split: test
 doc_to_text: {text}
 target_delimiter: ""
 """
-
-
-def lm_eval_python() -> str:
-    """An interpreter with lm_eval; installs it if need be."""
-    if given := os.environ.get("LM_EVAL_PYTHON"):
-        return given
-    folder = ROOT / ".venv-lm-eval"
-    python = folder / "bin" / "python"
-    if not (folder / ".installed").exists():
-        print(f"installing {', '.join(PACKAGES)} into {folder.name} (once)", flush=True)
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
-        (folder / ".installed").touch()
-    return str(python)
 
 
 def documents(num_prompts: int) -> Iterator[dict[str, Any]]:
@@ -140,7 +125,7 @@ class Server:
 def evaluate(server: Server, folder: Path, tasks: str, *more: str) -> Any:
     """Run lm_eval's command; returns its results."""
     out = folder / f"results-{server.model}-{server.tokenizer}"
-    command = [lm_eval_python(), "-m", "lm_eval", "--model", server.model]
+    command = [python_with(PACKAGES, "lm-eval"), "-m", "lm_eval", "--model", server.model]
     command += ["--model_args", server.arguments(), "--tasks", tasks]
     command += ["--include_path", str(folder), "--output_path", str(out), *more]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "OPENAI_API_KEY": "none"}

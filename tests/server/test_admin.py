@@ -1,6 +1,8 @@
 """The admin routes and metrics over a real engine with all tiers, and who may call them."""
 
 import asyncio
+import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,9 +17,11 @@ from jaxserve.errors import ConfigError
 from tests.engine.tiers_harness import make_engine
 from tests.fake_engine import FakeEngine
 from tests.server.conftest import Serve, serving
+from tests.server.random_bodies import ADMIN_BODIES, mutated
 
 ADMIN = {"Authorization": "Bearer boss"}
 PROMPT = [3 + (7 * i) % 200 for i in range(50)]
+NUM_BODIES = 60
 Ask = Callable[..., httpx.Response]
 
 
@@ -196,6 +200,15 @@ def test_a_bad_admin_request_is_told_so(ask: Ask, what: str, body: dict[str, Any
     answer = ask("POST", f"/admin/kv/{what}", json=body)
     assert answer.status_code == 400, answer.text
     assert message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ADMIN_BODIES)
+def test_random_admin_bodies_get_an_answer_or_a_short_error(ask: Ask, path: str):
+    rng = random.Random(path)
+    for _ in range(NUM_BODIES):
+        content = json.dumps(mutated(ADMIN_BODIES[path], rng))
+        answer = ask("POST", path, content=content)
+        assert answer.status_code < 500 and len(answer.content) < 4096, (content, answer.text)
 
 
 def talk(serve: Serve, engine: FakeEngine, method: str, path: str, **how: Any) -> httpx.Response:

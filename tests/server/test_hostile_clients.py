@@ -1,10 +1,11 @@
 """Clients that break off, trickle, send what is no request or read nothing, against a socket."""
 
 import asyncio
+import contextlib
 import json
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,10 +15,13 @@ from jaxserve.config import Config, SchedulerConfig
 from jaxserve.server import guard, protocol
 from tests.engine.tiers_harness import make_engine
 from tests.fake_engine import FakeEngine
+from tests.server.broken_streams import break_off_streams
+from tests.server.hostile import BROKEN, ODD, Kinds, Maker
 from tests.server.live import Live, wait_for
+from tests.server.random_bodies import BODIES
 
 NUM_STREAMS = 30
-NUM_BROKEN = 150
+NUM_OF_A_KIND = 4
 NUM_SLOW = 4
 PATH = "/v1/completions"
 
@@ -38,10 +42,6 @@ def post(body: bytes, length: int | None = None) -> bytes:
     return head % (PATH.encode(), size) + body
 
 
-def with_header(line: bytes, body: bytes = b"{}") -> bytes:
-    return b"POST %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n%s" % (PATH.encode(), line, body)
-
-
 def status_of(client: socket.socket) -> int | None:
     """The status that the server answers with; None: it closed the connection."""
     try:
@@ -51,32 +51,16 @@ def status_of(client: socket.socket) -> int | None:
     return int(data.split(b" ", 2)[1]) if data else None
 
 
-def cancel_streams_at_random(url: str, rng: random.Random, body: dict[str, Any]) -> None:
-    """Ask for streams, and break off before the answer or after a few chunks."""
-
-    async def one(http: httpx.AsyncClient, num_chunks: int) -> None:
-        async with http.stream("POST", PATH, json=body) as response:
-            async for _ in response.aiter_raw():
-                num_chunks -= 1
-                if num_chunks == 0:
-                    return
-
-    async def broken_off(http: httpx.AsyncClient) -> None:
-        task = asyncio.create_task(one(http, rng.randrange(1, 10)))
-        await asyncio.wait([task], timeout=rng.random() / 2)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    async def main() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
-            await asyncio.gather(*(broken_off(http) for _ in range(NUM_STREAMS)))
-
-    asyncio.run(main())
+def break_off(live: Live, seed: int, body: dict[str, Any]) -> None:
+    request = post(json.dumps(body).encode())
+    rng = random.Random(seed)
+    outcomes = asyncio.run(break_off_streams(live.port, rng, lambda: request, NUM_STREAMS)).outcomes
+    assert outcomes["in its middle"], "nobody had begun to read"
 
 
 def test_streams_that_clients_break_off_leave_no_request_and_no_connection(live: Live):
     body = {"prompt": "Hello", "max_tokens": 10_000, "stream": True}
-    cancel_streams_at_random(live.url, random.Random(0), body)
+    break_off(live, 0, body)
     wait_for(lambda: not live.engine.has_work and live.num_connections == 0)
     assert httpx.get(f"{live.url}/load").json() == {"server_load": 0}
 
@@ -88,7 +72,7 @@ def test_streams_that_clients_break_off_leave_every_page_free():
         body = {"prompt": [5, 6, 7] * 5, "max_tokens": 50, "stream": True, "ignore_eos": True}
         first = httpx.post(f"{live.url}{PATH}", json={**body, "stream": False}, timeout=60)
         assert first.json()["usage"]["completion_tokens"] == 50  # and the programs are compiled
-        cancel_streams_at_random(live.url, random.Random(1), body)
+        break_off(live, 1, body)
         wait_for(lambda: httpx.get(f"{live.url}/load").json() == {"server_load": 0})
         wait_for(lambda: not engine.has_work, timeout_s=30)
         assert [pages.num_in_use for pages in engine.stats().pages] == [0]
@@ -97,32 +81,21 @@ def test_streams_that_clients_break_off_leave_every_page_free():
         live.stop()
 
 
-def test_what_is_no_request_gets_a_4xx_or_a_closed_connection(live: Live):
+@pytest.mark.parametrize("kinds", [BROKEN, ODD], ids=["broken", "odd"])
+def test_what_is_no_request_gets_a_4xx_or_a_closed_connection(live: Live, kinds: Kinds):
+    live.engine.reply = lambda request: [40] * 3
     rng = random.Random(1)
-    good = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
-    kinds: list[Callable[[], bytes]] = [
-        lambda: rng.randbytes(rng.randrange(1, 300)) + b"\r\n\r\n",
-        lambda: post(rng.randbytes(rng.randrange(1, 200))),
-        lambda: post(good[: rng.randrange(len(good))]),
-        lambda: post(b'{"prompt": "\xff\xfe\xc3"}'),
-        lambda: post(b"[" * rng.randrange(1, 5000)),
-        lambda: post(b'{"prompt": "a", "n": %s}' % (b"9" * rng.randrange(5, 5000))),
-        lambda: post(b'{"prompt": "a", "temperature": NaN}'),
-        lambda: post(b'{"prompt": [%s]}' % b",".join([b"-1"] * rng.randrange(1, 50))),
-        lambda: post(good, length=len(good) + 1),
-        lambda: with_header(b"Content-Length: -5"),
-        lambda: with_header(b"Content-Length: 1" + b"0" * rng.randrange(8, 40)),
-        lambda: with_header(b"Transfer-Encoding: chunked", b"zz\r\n"),
-        lambda: with_header(b"Content-Encoding: gzip\r\nContent-Length: 2"),
-        lambda: b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"%2e" * rng.randrange(1, 50)),
-        lambda: b"PATCH %s HTTP/1.1\r\nHost: x\r\n\r\n" % PATH.encode(),
-    ]
-    for i in range(NUM_BROKEN):
+    for kind, make in list(kinds.items()) * NUM_OF_A_KIND:
+        path = rng.choice(list(BODIES))
+        broken = make(Maker(rng, path, BODIES[path]))
         with live.connect() as client:
-            client.sendall(kinds[i % len(kinds)]())
-            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):  # it may have seen enough
+                client.sendall(broken.data)
+                if not broken.is_whole:
+                    client.shutdown(socket.SHUT_WR)
             status = status_of(client)
-        assert status is None or 400 <= status < 500
+        lowest = 400 if kinds is BROKEN else 100
+        assert status is None or lowest <= status < 500, (kind, broken)
     wait_for(lambda: live.num_connections == 0 and not live.engine.has_work)
     assert httpx.get(f"{live.url}/health").status_code == 200
 
