@@ -89,6 +89,12 @@ prove: $(VENV)/.installed-dev
 prove-structured: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.structured.proof $(ARGS)
 
+# 10,000 bad requests, 10 times 1,000 streams broken off, 64 slow readers, run-batch killed 100 times, all
+# against a server of the embedded model. schemathesis gets an environment of its own.
+.PHONY: prove-server
+prove-server: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.server.proof $(ARGS)
+
 train: $(VENV)/.installed-dev
 	$(BIN)/python -m jaxserve.embedded.train
 
