@@ -70,6 +70,7 @@ def random_settings(rng: random.Random) -> Settings:
         tensor_parallel_size=rng.choice([1, 1, 2, 4]),
         enable_prefix_caching=rng.random() < 0.8,
         native_cpu=rng.random() < 0.7,
+        few_shapes=rng.random() < 0.7,
     )
 
 
