@@ -142,6 +142,23 @@ def parse_tool_use(tools: Any, tool_choice: Any = None, parallel_tool_calls: Any
     return ToolUse(tuple(tools), parsed, "required", name, False)
 
 
+def template_options(
+    add_generation_prompt: bool,
+    options: Mapping[str, Any] | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    """What a chat template is given beside the messages.
+
+    Raises:
+        RequestError: a tool that cannot be used.
+    """
+    found = {"add_generation_prompt": add_generation_prompt, **(options or {})}
+    if tools:
+        parse_tools(tools)
+        found["tools"] = list(tools)
+    return found
+
+
 def plan_chat(
     formats: ChatFormats,
     messages: Sequence[Message],

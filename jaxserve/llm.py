@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from jaxserve.chat_template import Message
 from jaxserve.config import Config
+from jaxserve.conversation import template_options
 from jaxserve.driver import END, Driver, EngineLike, beside_the_loop
 from jaxserve.errors import RequestError
 from jaxserve.jobs import Job, outputs_of, serving, streaming
@@ -148,6 +149,7 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         cache_salt: str = "",
         no_store: bool = False,
     ) -> list[RequestOutput]:
@@ -155,11 +157,16 @@ class LLM:
 
         Args:
             sampling_params: as for `generate`, but None generates until the model ends its answer.
+            tools: functions in OpenAI's form, which the chat template shows to the model. Calls
+                are part of the text, in the model's own form; the server reads them.
+
+        Raises:
+            RequestError: a message, option or tool that cannot be used.
         """
         jobs = self._chat_jobs(
             messages,
             sampling_params,
-            {"add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})},
+            template_options(add_generation_prompt, chat_template_kwargs, tools),
             cache_salt,
             no_store,
         )
@@ -173,6 +180,7 @@ class LLM:
         use_tqdm: bool = False,
         add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         cache_salt: str = "",
         no_store: bool = False,
     ) -> list[RequestOutput]:
@@ -180,7 +188,7 @@ class LLM:
         jobs = self._chat_jobs(
             messages,
             sampling_params,
-            {"add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})},
+            template_options(add_generation_prompt, chat_template_kwargs, tools),
             cache_salt,
             no_store,
         )

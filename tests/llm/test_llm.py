@@ -86,6 +86,20 @@ def test_chat_uses_the_template_and_generates_to_the_end(llm: LLM, engine: FakeE
     assert len(llm.chat([USER, USER, USER])) == 3
 
 
+def test_chat_shows_tools_to_the_template_and_refuses_what_is_none(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+):
+    shown = []
+    monkeypatch.setattr(
+        llm.tokenizer, "render_chat", lambda messages, **options: shown.append(options) or "Hello"
+    )
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    llm.chat(USER, tools=[tool], chat_template_kwargs={"enable_thinking": False})
+    assert shown == [{"add_generation_prompt": True, "enable_thinking": False, "tools": [tool]}]
+    with pytest.raises(RequestError, match=r"tools\.0 is no function"):
+        llm.chat(USER, tools=[{"name": "look"}])
+
+
 def test_a_stop_string_frees_the_request_in_the_engine(llm: LLM, engine: FakeEngine):
     (output,) = llm.generate("Hello", SamplingParams(max_tokens=200, stop=("story",)))
     assert output.outputs[0].text == REPLY.split("story")[0]
