@@ -9,7 +9,7 @@ JAX_NEXT ?= 0.11.2
 TESTS ?= tests
 # Tests run in this many processes, file by file.
 JOBS ?= 2
-OUT ?= kv_policies.json
+OUT ?= kv_policies.jsonl
 
 # `make kernels-aot AOT_JAX=0.11.2` compiles under the GPU machines' version, which wants Python 3.12;
 # `make kernels-aot-all` under both, side by side, or the older one only where there is no such Python.

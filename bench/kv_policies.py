@@ -1,26 +1,31 @@
 """Hit ratios of every replacement policy over traces and generated workloads.
 
     python -m bench.kv_policies [--trace FILE ...] [--workloads chat,loop] [--out FILE]
+    python -m bench.kv_policies --read FILE ...  tables of what was measured
     python -m bench.kv_policies --check FILE     the published LRU and ARC figures, within 0.005
 
-Prints a table per trace and writes one JSON file: for each trace, size and policy the ratio of
-blocks that were leading hits, and blocks stored per block referred to. `auto` is judged against
-the best of the others at each size.
+Prints a table per trace and appends a JSON line for each trace, size and policy: the ratio of
+blocks that were leading hits, blocks stored and CPU time per block referred to. `auto` is judged
+against the best of the others at each size. Of two equal measurements the later one counts, so
+that `--policies auto` is enough where only that has changed.
 """
 
 import argparse
+import itertools
 import json
+import math
 import platform
 import subprocess
 import sys
 import time
-from multiprocessing import Pool
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.kv_workloads import WORKLOADS
+from bench.policy_traces import TRACES
 from jaxserve.kv.simulate import TierSpec, belady_hit_ratio, replay
-from jaxserve.kv.traces import Trace, load_trace, make_trace
+from jaxserve.kv.traces import load_trace, make_trace
 
 JUDGED = "auto"
 OTHERS = ("lru", "arc", "s3fifo", "tinylfu", "lru?store_threshold=2")
@@ -35,50 +40,70 @@ PUBLISHED = {
 simulator (unbounded: 0.366)."""
 
 
-def measure(job: tuple[str, float]) -> dict[str, Any]:
-    """All policies on one trace at one size."""
-    name, share = job
-    trace = read(name)
-    capacity = max(8, int(trace.num_unique * share))
-    row: dict[str, Any] = {"trace": Path(name).stem, "share": share, "blocks": capacity}
-    row |= {"requests": len(trace.requests), "references": trace.num_references}
-    row |= {"unique": trace.num_unique, "ceiling": round(trace.ceiling, 4), "policies": {}}
-    for policy in (JUDGED, *OTHERS):
+BOUND = "bound"
+"""In the place of a policy: Belady's choice."""
+
+GENERATED = WORKLOADS | TRACES
+
+Row = dict[str, Any]
+
+
+def measure(name: str, shares: Sequence[float], policies: Sequence[str]) -> Iterator[Row]:
+    """One trace at these sizes, policy by policy."""
+    trace = make_trace(GENERATED[name]()) if name in GENERATED else load_trace(name)
+    about: Row = {"trace": Path(name).stem, "requests": len(trace.requests)}
+    about |= {"references": trace.num_references, "unique": trace.num_unique}
+    about |= {"ceiling": round(trace.ceiling, 4)}
+    for share, policy in itertools.product(shares, policies):
+        capacity = max(8, int(trace.num_unique * share))
+        row = about | {"share": share, "blocks": capacity, "policy": policy}
+        if policy == BOUND:
+            yield row | {"hit_ratio": round(belady_hit_ratio(trace, capacity), 4)}
+            continue
         started_s = time.process_time()
         result = replay(trace, [TierSpec("tier", policy, capacity)])
-        row["policies"][policy] = {
+        cpu_s = time.process_time() - started_s
+        yield row | {
             "hit_ratio": round(result.hit_ratio, 4),
             "stores_per_reference": round(result.stores_per_reference, 3),
-            "us_per_reference": round(
-                1e6 * (time.process_time() - started_s) / trace.num_references, 2
-            ),
+            "us_per_reference": round(1e6 * cpu_s / trace.num_references, 2),
         }
-    row["belady_bound"] = round(belady_hit_ratio(trace, capacity), 4)
-    best = max(row["policies"][policy]["hit_ratio"] for policy in OTHERS)
-    row["auto_minus_best"] = round(row["policies"][JUDGED]["hit_ratio"] - best, 4)
-    return row
 
 
-def read(name: str) -> Trace:
-    return make_trace(WORKLOADS[name]()) if name in WORKLOADS else load_trace(name)
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    for name in dict.fromkeys(row["trace"] for row in rows):
-        of_trace = [row for row in rows if row["trace"] == name]
+def print_tables(rows: Iterable[Row]) -> None:
+    """A table for each trace: hit ratios by policy and size, and what `auto` is ahead."""
+    by_trace: dict[str, list[Row]] = {}
+    for row in rows:
+        by_trace.setdefault(row["trace"], []).append(row)
+    for name, of_trace in by_trace.items():
         first = of_trace[0]
+        ratios = {(row["policy"], row["share"]): row["hit_ratio"] for row in of_trace}
+        shares = sorted({row["share"] for row in of_trace})
         print(
             f"\n{name}: {first['requests']:,} requests, {first['references']:,} blocks referred "
             f"to, {first['unique']:,} unique, unbounded {first['ceiling']:.3f}"
         )
-        print(f"{'tier size':24}" + "".join(f"{100 * row['share']:7.0f} %" for row in of_trace))
-        for policy in (JUDGED, *OTHERS):
-            cells = [row["policies"][policy]["hit_ratio"] for row in of_trace]
+        print(f"{'tier size':24}" + "".join(f"{100 * share:7.0f} %" for share in shares))
+        for policy in dict.fromkeys(row["policy"] for row in of_trace):
+            cells = [ratios.get((policy, share), math.nan) for share in shares]
             print(f"{policy:24}" + "".join(f"{cell:9.3f}" for cell in cells))
-        print(f"{'bound':24}" + "".join(f"{row['belady_bound']:9.3f}" for row in of_trace))
-        print(
-            f"{'auto - best':24}" + "".join(f"{row['auto_minus_best']:+9.3f}" for row in of_trace)
-        )
+        ahead = [_ahead(ratios, share) for share in shares]
+        print(f"{'auto - best':24}" + "".join(f"{lead:+9.4f}" for lead in ahead))
+
+
+def _ahead(ratios: dict[tuple[str, float], float], share: float) -> float:
+    best = max(ratios.get((policy, share), math.nan) for policy in OTHERS)
+    return ratios.get((JUDGED, share), math.nan) - best
+
+
+def read_rows(paths: Sequence[str]) -> list[Row]:
+    """The last measurement of each trace, size and policy."""
+    rows: dict[tuple[str, float, str], Row] = {}
+    for path in paths:
+        for line in Path(path).read_text().splitlines():
+            row = json.loads(line)
+            rows[row["trace"], row["share"], row["policy"]] = row
+    return list(rows.values())
 
 
 def check(path: str) -> int:
@@ -109,23 +134,28 @@ def environment() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Hit ratios of all policies.")
     parser.add_argument("--trace", action="append", default=[], metavar="FILE")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--workloads", default=",".join(GENERATED))
     parser.add_argument("--sizes", default=",".join(map(str, SHARES)), help="shares, by comma")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--policies", default=",".join((JUDGED, *OTHERS, BOUND)))
+    parser.add_argument("--out", metavar="FILE", help="lines are appended")
+    parser.add_argument("--read", nargs="+", metavar="FILE")
     parser.add_argument("--check", metavar="FILE")
     args = parser.parse_args()
     if args.check:
         return check(args.check)
-    names = [*args.trace, *filter(None, args.workloads.split(","))]
-    jobs = [(name, float(share)) for name in names for share in args.sizes.split(",")]
-    with Pool(args.processes) as pool:
-        rows = pool.map(measure, jobs, chunksize=1)
-    print_table(rows)
-    if args.out:
-        Path(args.out).write_text(
-            json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n"
-        )
+    if args.read:
+        print_tables(read_rows(args.read))
+        return 0
+    shares = [float(share) for share in args.sizes.split(",")]
+    about = environment()
+    for name in [*args.trace, *filter(None, args.workloads.split(","))]:
+        rows = []
+        for row in measure(name, shares, args.policies.split(",")):
+            rows.append(row)
+            if args.out:
+                with Path(args.out).open("a") as out:
+                    out.write(json.dumps(row | about) + "\n")
+        print_tables(rows)
     return 0
 
 

@@ -31,7 +31,7 @@ Blocks = list[int]
 Requests = list[Blocks]
 
 
-class _Source:
+class Source:
     """Random draws, and names that were not used before."""
 
     def __init__(self, seed: int):
@@ -54,13 +54,13 @@ class _Source:
         return bisect.bisect(cumulative, self.random.random() * cumulative[-1])
 
 
-def _zipf(count: int, exponent: float) -> list[float]:
+def zipf(count: int, exponent: float) -> list[float]:
     """Cumulated weights of ranks."""
     return list(itertools.accumulate((rank + 1) ** -exponent for rank in range(count)))
 
 
 def shared_prompts(seed: int = 1, num_requests: int = 12_000) -> Requests:
-    source, ranks = _Source(seed), _zipf(300, 1.0)
+    source, ranks = Source(seed), zipf(300, 1.0)
     prompts = source.pieces(300, 8, 0.7, 2, 40)
     return [
         prompts[source.rank(ranks)] + source.fresh(source.size(8, 0.8, 1, 60))
@@ -79,7 +79,7 @@ def _sessions(
     first_blocks: float,
     one_shot_share: float,
 ) -> Requests:
-    source, ranks = _Source(seed), _zipf(20, 1.2)
+    source, ranks = Source(seed), zipf(20, 1.2)
     draw = source.random
     prompts = [source.fresh(draw.randint(1, 6)) for _ in range(20)]
     waiting: list[tuple[float, int, Blocks, int]] = []
@@ -133,7 +133,7 @@ def agents(seed: int = 3, num_requests: int = 12_000) -> Requests:
 
 
 def documents(seed: int = 4, num_requests: int = 10_000) -> Requests:
-    source, ranks = _Source(seed), _zipf(4000, 0.8)
+    source, ranks = Source(seed), zipf(4000, 0.8)
     pieces = source.pieces(4000, 12, 0.6, 3, 60)
     system = source.fresh(3)
     second: dict[tuple[int, int], Blocks] = {}  # a block's name depends on all that precedes it
@@ -151,7 +151,7 @@ def documents(seed: int = 4, num_requests: int = 10_000) -> Requests:
 
 
 def scans(seed: int = 5, num_requests: int = 12_000) -> Requests:
-    source, ranks = _Source(seed), _zipf(400, 0.7)
+    source, ranks = Source(seed), zipf(400, 0.7)
     draw = source.random
     prompts = source.pieces(400, 10, 0.5, 3, 30)
     requests: Requests = []
@@ -163,7 +163,7 @@ def scans(seed: int = 5, num_requests: int = 12_000) -> Requests:
 
 
 def drift(seed: int = 6, num_requests: int = 12_000) -> Requests:
-    source, ranks = _Source(seed), _zipf(500, 0.9)
+    source, ranks = Source(seed), zipf(500, 0.9)
     pieces = source.pieces(6000, 10, 0.6, 2, 50)
     return [
         pieces[(7 * source.rank(ranks) + number // 3) % len(pieces)]
@@ -173,7 +173,7 @@ def drift(seed: int = 6, num_requests: int = 12_000) -> Requests:
 
 
 def loop(seed: int = 7, num_requests: int = 8_000) -> Requests:
-    source = _Source(seed)
+    source = Source(seed)
     pieces = [source.fresh(source.random.randint(5, 40)) for _ in range(1500)]
     return [pieces[number % len(pieces)] + source.fresh(1) for number in range(num_requests)]
 
@@ -205,9 +205,9 @@ def long_chat(seed: int = 77, num_requests: int = 12_000) -> Requests:
 
 
 def tree(seed: int = 78, num_requests: int = 12_000) -> Requests:
-    source = _Source(seed)
+    source = Source(seed)
     roots = source.pieces(20, 10, 0.4, 4, 30)
-    ranks = (_zipf(20, 0.9), _zipf(60, 0.9), _zipf(15, 1.1))
+    ranks = (zipf(20, 0.9), zipf(60, 0.9), zipf(15, 1.1))
     branches: dict[tuple[int, ...], Blocks] = {}
     requests: Requests = []
     for _ in range(num_requests):
@@ -221,13 +221,13 @@ def tree(seed: int = 78, num_requests: int = 12_000) -> Requests:
 
 
 def flat(seed: int = 79, num_requests: int = 15_000) -> Requests:
-    source, ranks = _Source(seed), _zipf(20_000, 0.6)
+    source, ranks = Source(seed), zipf(20_000, 0.6)
     pieces = source.pieces(20_000, 14, 0.7, 2, 80)
     return [pieces[source.rank(ranks)] + source.fresh(1) for _ in range(num_requests)]
 
 
 def tides(seed: int = 80, num_requests: int = 16_000) -> Requests:
-    source, ranks = _Source(seed), _zipf(400, 0.9)
+    source, ranks = Source(seed), zipf(400, 0.9)
     populations = [source.pieces(400, 10, 0.5, 2, 40) for _ in range(2)]
     requests: Requests = []
     for number in range(num_requests):

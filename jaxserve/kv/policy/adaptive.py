@@ -35,11 +35,10 @@ class Adaptive:
 
     def admits(self, key: BlockHash) -> bool:
         self._now += 1
-        self._memory.put(key, self._memory.get(key) + 1)
-        return not (
-            self._shadows.leader.trickle
-            and len(self._resident) >= self.capacity
-            and is_trickle_shut(self._now, self.capacity)
+        num_uses = self._memory.get(key) + 1
+        self._memory.put(key, num_uses)
+        return len(self._resident) < self.capacity or self._shadows.leader.lets_in(
+            num_uses, is_trickle_shut=is_trickle_shut(self._now, self.capacity)
         )
 
     def insert(self, key: BlockHash) -> None:

@@ -8,9 +8,11 @@ leading blocks, of which old ones count less and less.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.use_classes import (
+    MOST_USES,
     NUM_CLASSES,
     UseClasses,
     UseMemory,
@@ -31,8 +33,13 @@ OPEN_SHARE = 1 / 64
 """How much of the time a trickle lets keys in."""
 
 TRICKLE_LEAD = 1.5
-"""How many times the best other score a trickle must have to lead. What a trickle keeps depends
-on when it was last open, so its shadow's luck says less about the tier than that of the others."""
+"""How many times the best score without a gate a trickle must have to lead. What a trickle keeps
+depends on when it was last open, so its shadow's luck says less about the tier than that of the
+others."""
+
+GATE_LEAD = 2
+"""How many times the score of a trickle that could lead a gate must have to lead instead. What a
+gate keeps of a loop it loses when all of the loop has come twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +51,23 @@ class Balance:
         once: how long keys used once may stay, compared to what `power` gives them.
         trickle: a full tier lets hardly anything in, which keeps part of a loop that is larger
             than the tier.
+        gate: a full tier lets in what was used before. However soon keys used once have to
+            leave, a long request of them would first take the room of others.
     """
 
     power: float
     once: float = 1.0
     trickle: bool = False
+    gate: bool = False
 
     def weights(self) -> list[float]:
         """Per class of uses, what its keys' ages are multiplied by."""
         weights = [typical_uses(index) ** -self.power for index in range(NUM_CLASSES)]
         return [weights[0] / self.once, *weights[1:]]
+
+    def lets_in(self, num_uses: int, *, is_trickle_shut: bool) -> bool:
+        """Whether a full tier takes a key that is now used for the `num_uses`th time."""
+        return not (self.gate and num_uses < 2 or self.trickle and is_trickle_shut)
 
 
 BALANCES = (
@@ -67,6 +81,7 @@ BALANCES = (
     Balance(4.0),
     Balance(8.0),
     Balance(0.0, trickle=True),
+    Balance(0.0, gate=True),
 )
 
 
@@ -102,17 +117,19 @@ class Shadows:
     def observe(self, keys: Sequence[BlockHash]) -> None:
         """A request needs these blocks, head first."""
         self._now += len(keys)
-        mask = self._mask
-        sample = [key for key in keys if not int.from_bytes(key[:4], "little") & mask]
-        if not sample:
+        now, mask = self._now, self._mask
+        uses: list[_Use] = []
+        for depth, key in enumerate(keys):
+            if not int.from_bytes(key[:4], "little") & mask:
+                num_uses = min(self._memory.get(key) + 1, MOST_USES)
+                self._memory.put(key, num_uses)
+                uses.append(_Use(key, num_uses, now - depth))  # the suffix is used first
+        if not uses:
             return
-        num_uses = [min(self._memory.get(key) + 1, 255) for key in sample]
-        for key, count in zip(sample, num_uses, strict=True):
-            self._memory.put(key, count)
-        is_shut = is_trickle_shut(self._now, self._capacity)
+        is_shut = is_trickle_shut(now, self._capacity)
         for shadow in self._shadows:
-            shadow.serve(sample, num_uses, self._now, is_shut)
-        self._num_until_choice -= len(sample)
+            shadow.serve(uses, is_shut)
+        self._num_until_choice -= len(uses)
         while self._num_until_choice <= 0:
             self._num_until_choice += CHOOSE_EVERY
             self._choose()
@@ -126,10 +143,20 @@ class Shadows:
             shadow.score *= self._decay
         steady = [shadow for shadow in self._shadows if not shadow.balance.trickle]
         best = max(steady, key=lambda shadow: shadow.score)
+        best_open = max(shadow.score for shadow in steady if not shadow.balance.gate)
         for shadow in self._shadows:
-            if shadow.balance.trickle and shadow.score >= TRICKLE_LEAD * best.score:
+            is_ahead = shadow.score >= max(TRICKLE_LEAD * best_open, best.score / GATE_LEAD)
+            if shadow.balance.trickle and is_ahead:
                 best = shadow
         self._leader = best
+
+
+class _Use(NamedTuple):
+    """A sampled key, how often it has now been used, and when."""
+
+    key: BlockHash
+    num_uses: int
+    time: int
 
 
 class _Shadow:
@@ -142,26 +169,23 @@ class _Shadow:
         self._capacity = capacity
         self._keys = UseClasses()
 
-    def serve(
-        self, request: Sequence[BlockHash], num_uses: Sequence[int], now: int, is_shut: bool
-    ) -> None:
+    def serve(self, request: Sequence[_Use], is_shut: bool) -> None:
         """Count the leading hits, then take the blocks in, suffix first."""
         keys = self._keys
-        for key in request:
-            if key not in keys:
+        for use in request:
+            if use.key not in keys:
                 break
             self.score += 1
-        for index in range(len(request) - 1, -1, -1):
-            key = request[index]
+        for key, num_uses, now in reversed(request):
             if key in keys:
                 keys.use(key, now)
             elif len(keys) < self._capacity:
-                keys.put(key, num_uses[index], now)
-            elif not (self.balance.trickle and is_shut):
+                keys.put(key, num_uses, now)
+            elif self.balance.lets_in(num_uses, is_trickle_shut=is_shut):
                 victim = keys.first(self.weights, now)
                 assert victim is not None
                 keys.pop(victim)
-                keys.put(key, num_uses[index], now)
+                keys.put(key, num_uses, now)
 
     def check_integrity(self) -> None:
         assert len(self._keys) <= self._capacity

@@ -7,7 +7,7 @@ import pytest
 from bench.kv_workloads import WORKLOADS
 from jaxserve.kv.policy import make_policy
 from jaxserve.kv.policy.adaptive import Adaptive
-from jaxserve.kv.policy.shadows import BALANCES
+from jaxserve.kv.policy.shadows import BALANCES, Balance, Shadows
 from jaxserve.kv.policy.use_classes import (
     NUM_CLASSES,
     UseClasses,
@@ -72,6 +72,23 @@ def test_shadows_change_the_leader_when_the_workload_changes():
         policy.observe([KEYS[number // 60 * 40 % 5000 + number % 60 % 40]])
     assert len(leaders | {policy._shadows.leader}) >= 2
     policy.check_integrity(set())
+
+
+def test_where_bursts_pass_by_it_lets_in_only_what_comes_again():
+    """The room that one long request takes for a moment is what a gate saves."""
+    learned = hit_ratio("tides", "auto", 0.01, 5000)
+    assert learned >= hit_ratio("tides", "lru?store_threshold=2", 0.01, 5000) - 0.005
+
+
+def test_shadows_let_time_pass_within_a_request_as_the_tier_does():
+    """Else a request's own tail is ageless there and takes the room of what is used often."""
+    balance = Balance(8.0)
+    shadows = Shadows(8)
+    for _ in range(3):
+        shadows.observe(KEYS[:4])
+    shadows.observe(KEYS[100:140])
+    (of_balance,) = (shadow for shadow in shadows._shadows if shadow.balance == balance)
+    assert all(key in of_balance._keys for key in KEYS[:4])
 
 
 def test_a_key_that_was_used_more_often_waits_longer():
