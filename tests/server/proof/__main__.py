@@ -8,6 +8,7 @@ Each proof has a `jaxserve serve` of the embedded model to itself and prints a J
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def main() -> None:
     chosen = args.only.split(",")
     if unknown := set(chosen) - set(PROOFS):
         parser.error(f"there is no proof {', '.join(unknown)}; expected {', '.join(PROOFS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the server, too
     hold = True
     for name in chosen:
         count = max(2, round(PROOFS[name].count * args.percent / 100))
