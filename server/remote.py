@@ -139,18 +139,26 @@ class EngineProcess(asyncio.Protocol):
     # As a link.
 
     def add(self, ticket: int, requests: Sequence[Request]) -> None:
-        self.send(Add(ticket, list(requests)))
+        self._send_given(Add(ticket, list(requests)))
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self.send(Abort(list(request_ids)))
 
     def call(self, ticket: int, name: str, arguments: dict[str, Any]) -> None:
+        self._send_given(Call(ticket, name, arguments))
+        self._called[ticket] = name
+
+    def _send_given(self, message: Add | Call) -> None:
+        """Send what clients gave.
+
+        Raises:
+            RequestError: JSON has a form for it, MessagePack has not.
+        """
         try:
-            self.send(Call(ticket, name, arguments))
-        except (UnicodeEncodeError, OverflowError) as error:  # JSON has them, MessagePack has not
+            self.send(message)
+        except (UnicodeEncodeError, OverflowError) as error:
             text = "a number is beyond 64 bits, or a text holds half a surrogate pair"
             raise RequestError(f"{text}; expected neither", code="invalid_value") from error
-        self._called[ticket] = name
 
     async def stop(self) -> None:
         """End the process: by asking, and if that does not help by force."""

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,10 @@ def test_an_engine_in_another_process_serves_like_one_in_this(tmp_path: Path):
         for salt in ("\ud800", 10**30):  # nothing that MessagePack has a form for
             with pytest.raises(RequestError, match="beyond 64 bits, or .* surrogate"):
                 await bridge.call("kv_erase", cache_salt=salt)
+        (request,) = requests("c")
+        with pytest.raises(RequestError, match="surrogate"):
+            await bridge.submit([replace(request, cache_salt="\ud800")])
+        assert bridge.num_live == 0
         stats = await bridge.stats()
         assert stats.scheduler is None and stats.kv is None
         await bridge.stop()
