@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_streams_that_clients_break_off_leave_no_request_and_no_connection(live:
     break_off(live, 0, body)
     wait_for(lambda: not live.engine.has_work and live.num_connections == 0)
     assert httpx.get(f"{live.url}/load").json() == {"server_load": 0}
+
+
+def test_requests_of_clients_that_leave_before_their_turn_never_reach_the_engine(live: Live):
+    first = post(json.dumps({"prompt": "a", "max_tokens": 1, "stream": True}).encode())
+    render = live.engine.tokenizer.encode
+    is_busy, may_go_on = threading.Event(), threading.Event()
+
+    def encode(*args: Any) -> Any:
+        is_busy.set()
+        assert may_go_on.wait(10)
+        return render(*args)
+
+    live.engine.tokenizer.encode = encode
+    with live.connect() as client:
+        client.sendall(first)
+        assert is_busy.wait(10)
+        for _ in range(NUM_STREAMS):  # they come while the server cannot look, and are gone then
+            with live.connect() as gone:
+                gone.sendall(first)
+        may_go_on.set()
+        assert status_of(client) == 200
+    wait_for(lambda: live.num_connections == 0 and not live.engine.has_work)
+    assert len(live.engine.added) < NUM_STREAMS / 2
 
 
 def test_streams_that_clients_break_off_leave_every_page_free():
