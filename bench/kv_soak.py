@@ -166,6 +166,10 @@ def soak(folder: Path, max_bytes: int, duration_s: float) -> dict[str, Any]:
         "rss_mb": {
             "warm": round(resident[settled][0] / 1e6, 1),
             "end": round(resident[-1] / 1e6, 1),
+            "lowest_by_minute": [
+                round(resident[times // 60 == minute].min() / 1e6, 1)
+                for minute in np.unique(times // 60)
+            ],
         },
         "compilations": len(compilations),
         "disk_max_bytes": max_bytes,
