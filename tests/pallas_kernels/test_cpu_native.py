@@ -89,7 +89,7 @@ def test_products_match_float64_and_do_not_depend_on_the_batch(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_cut_into_parts_keep_the_bits_of_a_row_alone(instructions, dtype):
     rng = np.random.default_rng(2)
-    for depth in (1024, 1025, 2078):  # one part; two and three, the last of a lane or more
+    for depth in (1024, 1025, 2078, 4102):  # one part, two or more, the last of a lane or more
         x, w = (jnp.asarray(rng.standard_normal((n, depth)), dtype) for n in (64, 9))
         (alone,) = zip(*(ops.products(x[i : i + 1], (w,), x.dtype) for i in range(64)), strict=True)
         expected = np.concatenate([np.asarray(y, np.float32) for y in alone])
