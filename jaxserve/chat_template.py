@@ -5,6 +5,7 @@ tokens. Whatever a template does wrong becomes a RequestError: the engine goes o
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -19,6 +20,9 @@ TEXT_KINDS = ("text", "input_text", "output_text", "refusal")
 DEFAULT = "default"
 TOOL_USE = "tool_use"
 DEVELOPER, SYSTEM = "developer", "system"
+
+ASKS_FOR_NONE = re.compile(r"""message(\.content|\[["']content["']\]) is none""")
+"""Templates such as those of DeepSeek R1 show calls only where a message has no content at all."""
 
 
 def normalise_messages(
@@ -121,6 +125,8 @@ class ChatTemplate:
         normalised = normalise_messages(messages)
         if DEVELOPER not in self._sources.get(name, ""):
             normalised = [_as_system(message) for message in normalised]
+        if ASKS_FOR_NONE.search(self._sources.get(name, "")):
+            normalised = [_call_without_text(message) for message in normalised]
         names = {
             **self._special_tokens,
             "tools": None,
@@ -182,6 +188,12 @@ class ChatTemplate:
 def _as_system(message: dict[str, Any]) -> dict[str, Any]:
     """What is said by a developer, for templates that know only systems."""
     return {**message, "role": SYSTEM} if message["role"] == DEVELOPER else message
+
+
+def _call_without_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that is nothing but calls, for templates that ask for no content."""
+    is_bare = message.get("tool_calls") and not message["content"]
+    return {**message, "content": None} if is_bare else message
 
 
 def _cut_behind(message: Mapping[str, Any], text: str) -> str:

@@ -198,6 +198,8 @@ def plan_chat(
         before = _before(formats, writer, begins_inside, is_final=True)
         if writer.rules:
             body = Body("\n".join([body.rule, *writer.rules]), body.parts, body.schema, body.param)
+        if not formats.is_harmony:
+            tool_format = None  # such an answer is no call, whatever it looks like
     elif use.may_call and any(tool.strict for tool in use.tools):
         body, before = _strict_calls(formats, use), ""
     else:

@@ -72,24 +72,27 @@ class Reply:
 
 def assemble(events: Iterable[Event]) -> Reply:
     """The reply of these events. A call whose arguments are no JSON object is text."""
-    reply = Reply()
+    texts: list[str] = []
+    reasoning: list[str] = []
     calls: dict[int, ToolCall] = {}
+    arguments: dict[int, list[str]] = {}
     for event in events:
         match event:
             case Text(text):
-                reply.text += text
+                texts.append(text)
             case Reasoning(text):
-                reply.reasoning += text
+                reasoning.append(text)
             case CallStart(index, name, call_id):
-                calls[index] = ToolCall(name, call_id)
+                calls[index], arguments[index] = ToolCall(name, call_id), []
             case CallArguments(index, text):
-                calls[index].arguments += text
+                arguments[index].append(text)
             case CallEnd(index, raw):
-                if not is_object(calls[index].arguments):
-                    reply.text += raw
+                if not is_object("".join(arguments[index])):
+                    texts.append(raw)
                     del calls[index]
-    reply.calls = list(calls.values())
-    return reply
+    for index, call in calls.items():
+        call.arguments = "".join(arguments[index])
+    return Reply("".join(texts), "".join(reasoning), list(calls.values()))
 
 
 def is_object(text: str) -> bool:

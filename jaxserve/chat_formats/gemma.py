@@ -17,7 +17,7 @@ from typing import Any
 from jaxserve.chat_formats.events import CallArguments, CallEnd, CallStart, Text, to_json
 from jaxserve.chat_formats.format import CallPattern, Part, ToolFormat
 from jaxserve.chat_formats.listed import listed_parts
-from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, text_until
+from jaxserve.chat_formats.source import Parsing, Source, head_until, text_until
 from jaxserve.chat_formats.tagged import definitions_of, value_parts
 from jaxserve.chat_formats.tools import Tool, is_text
 
@@ -28,26 +28,32 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 WORD = re.compile(r"[^\s,{}\[\]<][^,{}\[\]<]*")
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 KEY = re.compile(r"[^\s:{}\[\],]+")
-MAX_CHARS = 65536
+MAX_CHARS = 262144
 MAX_DEPTH = 32
 
 
 def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
     while (begin := (yield from text_until(source, tuple(ENDS)))) is not None:
-        end = ENDS[begin]
-        while end not in source.text and not source.is_final and len(source.text) <= MAX_CHARS:
-            yield NEED_MORE
-        inside, mark, rest = source.text.partition(end)
-        call = _read_call(inside)
-        if call is None or not mark and not source.is_final:
+        found = yield from head_until(source, (ENDS[begin],), MAX_CHARS)
+        if found is None and source.is_final:
+            found = source.take(MAX_CHARS), ""
+        if found is None:
             yield Text(begin)
             continue
-        source.text = rest
+        inside, end = found
+        call = _read_call(inside)
+        if call is None:
+            # Only the last mark before the end may begin a call; to try them all takes too long.
+            last = max(inside.rfind(mark) for mark in ENDS)
+            text, again = (inside[:last], inside[last:]) if last >= 0 else (inside, "")
+            yield Text(begin + text + ("" if again else end))
+            source.text = again + (end if again else "") + source.text
+            continue
         name, arguments = call
         index = source.next_call()
         yield CallStart(index, name)
         yield CallArguments(index, arguments)
-        yield CallEnd(index, begin + inside + mark)
+        yield CallEnd(index, begin + inside + end)
 
 
 def _read_call(text: str) -> tuple[str, str] | None:

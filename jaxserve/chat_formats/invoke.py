@@ -27,8 +27,11 @@ from jaxserve.chat_formats.source import Parsing, Source, blanks, follows, head_
 from jaxserve.chat_formats.tagged import tagged_parts, tagged_value
 from jaxserve.chat_formats.tools import NAME, Tool, is_text
 
+QUOTES = "\"'"
 DSML = "｜DSML｜"
-ATTRIBUTES = re.compile(r"""\s*["']?([^"'>]+?)["']?(?:\s+string\s*=\s*["'](true|false)["'])?\s*""")
+ATTRIBUTES = re.compile(
+    r"""("[^">]+"|'[^'>]+'|[^"'>\s]+)(?:\s+string\s*=\s*["'](true|false)["'])?"""
+)
 """What follows `name=`: the name, and DeepSeek's word on the value."""
 
 
@@ -94,11 +97,11 @@ def _invoke(
     source: Source, tags: Tags, known: dict[str, Tool], before: str
 ) -> Generator[Event | None, None, None]:
     found = yield from head_until(source, (">",))
-    match = ATTRIBUTES.fullmatch(found[0]) if found else None
-    if found is None or match is None or not NAME.fullmatch(match[1]):
+    match = ATTRIBUTES.fullmatch(found[0].strip()) if found else None
+    if found is None or match is None or not NAME.fullmatch(match[1].strip(QUOTES)):
         yield Text(before + ("".join(found) if found else ""))
         return
-    name = match[1]
+    name = match[1].strip(QUOTES)
     index, raw = source.next_call(), before + "".join(found)
     properties = known[name].properties if name in known else {}
     yield CallStart(index, name)
@@ -112,10 +115,11 @@ def _invoke(
         if not (yield from follows(source, tags.parameter)):
             break
         found = yield from head_until(source, (">",))
-        match = ATTRIBUTES.fullmatch(found[0]) if found else None
+        match = ATTRIBUTES.fullmatch(found[0].strip()) if found else None
         if found is None or match is None:
             break
-        key, schema = match[1], properties.get(match[1])
+        key = match[1].strip(QUOTES)
+        schema = properties.get(key)
         if match[2]:
             schema = {"type": "string"} if match[2] == "true" else {}
         yield CallArguments(index, ("" if is_first else ", ") + json.dumps(key) + ": ")

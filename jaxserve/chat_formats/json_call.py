@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -22,6 +22,9 @@ HEAD = re.compile(
 )
 """The usual order, for which arguments can be given out as they come."""
 
+MAX_NAME_CHARS = 1024
+"""Longest head in the usual order; a longer one is read like those in another order."""
+
 
 @dataclass(frozen=True, slots=True)
 class JsonCall:
@@ -40,6 +43,7 @@ def json_call(
     after: str = "",
     keeps_id: bool = False,
     needs_arguments: bool = False,
+    known: Collection[str] = (),
 ) -> Generator[Event | None, None, bool]:
     """Read {"name": ..., "arguments": {...}}; False: it is no call, and nothing was used.
 
@@ -48,11 +52,14 @@ def json_call(
         keeps_id: the call's "id" is its id. It may be the last member, so that nothing of the
             call is given out until all of it is there.
         needs_arguments: an object that has only a name is none.
+        known: the only names that calls have; empty: any.
     """
     head = None if keeps_id else (yield from _head(source))
     name = None if head is None else json.loads(head[1])
+    if known and name is not None and name not in known:
+        return False
     if head is None or not _is_name(name):
-        return (yield from _whole_call(source, before, after, keeps_id, needs_arguments))
+        return (yield from _whole_call(source, before, after, keeps_id, needs_arguments, known))
     index, raw = source.next_call(), before + source.take(len(head[0]))
     yield CallStart(index, name)
     arguments, complete = yield from json_arguments(source, index)
@@ -86,7 +93,9 @@ def _rest(source: Source) -> Generator[None, None, str]:
     used = yield from blanks(source)
     if source.text.startswith(","):
         span = yield from json_span(source, depth=1)
-        return used + (source.take(len(source.text)) if span is None else span)
+        if span is None and source.is_final:
+            span = source.take(len(source.text))
+        return used + (span or "")
     if (yield from follows(source, "}")):
         used += "}"
     return used
@@ -95,10 +104,11 @@ def _rest(source: Source) -> Generator[None, None, str]:
 def _head(source: Source) -> Generator[None, None, "re.Match[str] | None"]:
     """The head of a call in the usual order, once it is certain that it is one."""
     while True:
-        match = HEAD.match(source.text)
+        match = HEAD.match(source.text, 0, MAX_NAME_CHARS)
         if match is not None:
             return match
-        if source.is_final or len(source.text) > 1024 or not _may_become_head(source.text):
+        is_over = source.is_final or len(source.text) >= MAX_NAME_CHARS
+        if is_over or not _may_become_head(source.text):
             return None
         yield NEED_MORE
 
@@ -119,7 +129,12 @@ def _may_become_head(text: str) -> bool:
 
 
 def _whole_call(
-    source: Source, before: str, after: str, keeps_id: bool, needs_arguments: bool
+    source: Source,
+    before: str,
+    after: str,
+    keeps_id: bool,
+    needs_arguments: bool,
+    known: Collection[str],
 ) -> Generator[Event | None, None, bool]:
     """A call in another order, or with arguments that are a text: read when all of it is there."""
     if not source.text.startswith("{"):
@@ -128,6 +143,8 @@ def _whole_call(
     if span is None:
         return False
     call = read_call(span)
+    if call is not None and known and call.name not in known:
+        call = None
     if call is None or needs_arguments and not call.has_arguments:
         source.text = span + source.text
         return False

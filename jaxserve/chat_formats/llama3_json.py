@@ -7,7 +7,7 @@ It may begin with <|python_tag|>; `;`, `,` or a line break may stand between cal
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 from jaxserve.chat_formats.events import Event, Text
 from jaxserve.chat_formats.format import CallPattern, Part, ToolFormat, parameters_of
@@ -21,7 +21,8 @@ TAG, START, END = "<|python_tag|>", "<|python_start|>", "<|python_end|>"
 def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
     space = yield from blanks(source)
     if source.text.startswith("{"):
-        yield from _calls(source, space)
+        # Nothing marks it: an object that names no tool is an answer in JSON.
+        yield from _calls(source, space, {tool.name for tool in tools})
     else:
         yield Text(space)
     # Text before calls is not the rule, but after a tag they are certain.
@@ -29,11 +30,14 @@ def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
         yield from _calls(source, tag if tag == TAG else "")
 
 
-def _calls(source: Source, before: str) -> Generator[Event | None, None, None]:
+def _calls(
+    source: Source, before: str, known: Collection[str] = ()
+) -> Generator[Event | None, None, None]:
     while True:
         before += yield from blanks(source)
         # Any answer in JSON may have a name.
-        if not (yield from json_call(source, before=before, needs_arguments=True)):
+        is_call = yield from json_call(source, before=before, needs_arguments=True, known=known)
+        if not is_call:
             yield Text(before)
             return
         before = yield from blanks(source)

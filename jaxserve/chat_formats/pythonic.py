@@ -17,7 +17,15 @@ from jaxserve.chat_formats.format import CallPattern, Json, Part, ToolFormat
 from jaxserve.chat_formats.json_call import JsonCall, as_call
 from jaxserve.chat_formats.listed import listed_parts
 from jaxserve.chat_formats.python_calls import MAX_CHARS, read_calls
-from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, blanks, head_until, text_until
+from jaxserve.chat_formats.source import (
+    MAX_HEAD_CHARS,
+    NEED_MORE,
+    Parsing,
+    Source,
+    blanks,
+    head_until,
+    text_until,
+)
 from jaxserve.chat_formats.tools import Tool
 
 TAGS = {
@@ -32,7 +40,7 @@ MAY_START = re.compile(r"\[\s*([A-Za-z_][\w.-]*\s*)?")
 
 def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
     space = yield from blanks(source)
-    if not (yield from _list(source, space)):
+    if not (yield from _list(source, space, {tool.name for tool in tools})):
         yield Text(space)
     while True:
         mark = yield from text_until(source, tuple(TAGS))
@@ -50,15 +58,21 @@ def parse(source: Source, tools: Sequence[Tool]) -> Parsing:
             yield from _give(source, calls, mark + inside + end)
 
 
-def _list(source: Source, before: str) -> Generator[Event | None, None, bool]:
-    """A bare list of calls at the beginning of the reply; False: it is none."""
-    while not START.match(source.text):
-        if source.is_final or not MAY_START.fullmatch(source.text):
+def _list(source: Source, before: str, known: set[str]) -> Generator[Event | None, None, bool]:
+    """A bare list of calls at the beginning of the reply; False: it is none.
+
+    Nothing marks it, so that a list with none of the `known` tools is an answer in Python.
+    """
+    while not START.match(source.text, 0, MAX_HEAD_CHARS):
+        is_long = len(source.text) >= MAX_HEAD_CHARS
+        if source.is_final or is_long or not MAY_START.fullmatch(source.text):
             return False
         yield NEED_MORE
     end = yield from _span(source)
     calls = None if end is None else read_calls(source.text[:end])
     if end is None or calls is None:
+        return False
+    if known and not any(call.name in known for call in calls):
         return False
     yield from _give(source, calls, before + source.take(end))
     return True
@@ -92,9 +106,9 @@ def _read_json(text: str) -> list[JsonCall] | None:
     """The calls of a text that is JSON; None: it is something else."""
     try:
         given = json.loads(text)
+        calls = [as_call(item) for item in (given if isinstance(given, list) else [given])]
     except (ValueError, RecursionError):
         return None
-    calls = [as_call(item) for item in (given if isinstance(given, list) else [given])]
     known = [call for call in calls if call is not None]
     return known if len(known) == len(calls) else None
 

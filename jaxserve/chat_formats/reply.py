@@ -13,7 +13,7 @@ from jaxserve.chat_formats.events import (
     assemble,
 )
 from jaxserve.chat_formats.format import ToolFormat
-from jaxserve.chat_formats.source import StreamParser
+from jaxserve.chat_formats.source import SpaceHolder, StreamParser
 from jaxserve.chat_formats.thinking import ThinkFormat
 from jaxserve.chat_formats.tools import Tool
 
@@ -85,7 +85,7 @@ class _Trim:
     """Leaves out white space between reasoning, text and calls."""
 
     def __init__(self) -> None:
-        self._held = ""
+        self._held = SpaceHolder()
         self._at_start = False
         self._any_calls = False
 
@@ -95,7 +95,8 @@ class _Trim:
             if isinstance(event, Reasoning):
                 self._at_start = True
             elif isinstance(event, (CallStart, CallEnd)):
-                self._held, self._at_start, self._any_calls = "", True, True
+                self._held.release()
+                self._at_start = self._any_calls = True
             elif isinstance(event, Text):
                 event = self._text(event.text)
                 if event is None:
@@ -105,19 +106,15 @@ class _Trim:
 
     def finish(self) -> list[Event]:
         """White space at the end is left out only after calls."""
-        held, self._held = self._held, ""
+        held = self._held.release()
         return [Text(held)] if held and not self._any_calls else []
 
     def _text(self, text: str) -> Text | None:
-        text = self._held + text
         if self._at_start:
+            self._held.release()
             text = text.lstrip()
-        self._held = ""
-        if not text:
-            return None
-        self._at_start = False
-        certain = text.rstrip()
-        self._held = text[len(certain) :]
+            self._at_start = not text
+        certain = self._held.pass_on(text)
         return Text(certain) if certain else None
 
 

@@ -16,6 +16,9 @@ Parsing: TypeAlias = Generator[Event | None, None, None]
 MAX_HEAD_CHARS = 4096
 """Longest head of a call, up to its arguments; more is text."""
 
+JSON_CHARS = frozenset(":, \t\r\n0123456789+-.eE" + "true" + "false" + "null")
+"""What JSON has outside its strings, beside brackets."""
+
 
 class Source:
     """Text that has come and has not been used.
@@ -39,6 +42,33 @@ class Source:
     def next_call(self) -> int:
         self.num_calls += 1
         return self.num_calls - 1
+
+
+class SpaceHolder:
+    """Keeps white space back until more than white space follows.
+
+    Attributes:
+        chars: what is white space here; None: all that is.
+    """
+
+    def __init__(self, chars: str | None = None):
+        self.chars = chars
+        self._held: list[str] = []
+
+    def pass_on(self, piece: str) -> str:
+        """What is certain now."""
+        text = piece.rstrip(self.chars)
+        space = piece[len(text) :]
+        if text:
+            text = self.release() + text
+        if space:
+            self._held.append(space)
+        return text
+
+    def release(self) -> str:
+        """What was kept back, which is no more then."""
+        held, self._held = "".join(self._held), []
+        return held
 
 
 class StreamParser:
@@ -95,16 +125,19 @@ def head_until(
 ) -> Generator[None, None, tuple[str, str] | None]:
     """Wait for the first of `marks` and use it, with the text before it; returns (text, mark).
 
-    None: it does not come, or not soon, and nothing was used.
+    None: it does not come within `max_chars`, and nothing was used.
     """
+    searched = 0
     while True:
-        found = [(source.text.find(mark), mark) for mark in marks if mark in source.text]
-        if found:
+        starts = [(max(0, searched - len(mark) + 1), mark) for mark in marks]
+        places = [(source.text.find(mark, start, max_chars), mark) for start, mark in starts]
+        if found := [place for place in places if place[0] >= 0]:
             at, mark = min(found, key=lambda item: (item[0], -len(item[1])))
             head = source.take(at)
             source.take(len(mark))
             return head, mark
-        if source.is_final or len(source.text) > max_chars:
+        searched = len(source.text)
+        if source.is_final or searched >= max_chars:
             return None
         yield NEED_MORE
 
@@ -165,7 +198,7 @@ def json_arguments(source: Source, index: int) -> Generator[Event | None, None, 
 
 
 def json_span(source: Source, depth: int = 0) -> Generator[None, None, str | None]:
-    """Wait for a whole JSON object or array and use it; None: it is not closed.
+    """Wait for a whole JSON object or array and use it; None: it is not closed, or no JSON.
 
     With `depth` brackets open already, it is what is left up to the last one's end.
     """
@@ -185,6 +218,8 @@ def json_span(source: Source, depth: int = 0) -> Generator[None, None, str | Non
                 depth -= 1
                 if depth <= 0:
                     return source.take(i)
+            elif char not in JSON_CHARS:  # a mark within what is no JSON is looked at in its turn
+                return None
         if source.is_final:
             return None
         yield NEED_MORE

@@ -4,7 +4,15 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from jaxserve.chat_formats.events import Event, Reasoning, Text
-from jaxserve.chat_formats.source import NEED_MORE, Parsing, Source, blanks, follows, held_back
+from jaxserve.chat_formats.source import (
+    NEED_MORE,
+    Parsing,
+    Source,
+    SpaceHolder,
+    blanks,
+    follows,
+    held_back,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +92,17 @@ class ThinkFormat:
 
     def _reasoning(self, source: Source, before: str) -> Generator[Event | None, None, None]:
         marks = (self.end, *self.also_ends)
-        is_first, spare = True, ""
+        is_first, held = True, SpaceHolder("\r\n")
         while True:
             found = [(source.text.find(mark), mark) for mark in marks if mark in source.text]
-            held = 0 if source.is_final else max(held_back(source.text, mark) for mark in marks)
-            at, mark = min(found) if found else (len(source.text) - held, "")
-            piece = spare + source.take(at)
+            spare = 0 if source.is_final else max(held_back(source.text, mark) for mark in marks)
+            at, mark = min(found) if found else (len(source.text) - spare, "")
+            piece = source.take(at)
             if is_first:
                 piece = piece.lstrip("\r\n")
-            is_first = is_first and not piece
+                is_first = not piece
             # Line breaks before the end mark belong to it.
-            text = piece.rstrip("\r\n")
-            spare = piece[len(text) :]
-            if text:
+            if text := held.pass_on(piece):
                 yield Reasoning(text)
             if mark == self.end:
                 source.take(len(mark))
@@ -108,19 +114,20 @@ class ThinkFormat:
 def _wrapped(source: Source, end: str) -> Parsing:
     """An answer up to the mark that ends it; the white space next to the marks belongs to them."""
     yield from blanks(source)
+    held = SpaceHolder()
     while True:
         at = source.text.find(end)
         certain = at if at >= 0 else len(source.text) - held_back(source.text, end)
         if source.is_final and at < 0:
             certain = len(source.text)
-        text = source.text[:certain].rstrip()
-        if text:
-            yield Text(source.take(len(text)))
+        if text := held.pass_on(source.take(certain)):
+            yield Text(text)
         if at >= 0:
-            yield from blanks(source)
             source.take(len(end))
             yield from blanks(source)
-        if at >= 0 or source.is_final:
+            return
+        if source.is_final:
+            yield Text(held.release())
             return
         yield NEED_MORE
 

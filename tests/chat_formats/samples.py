@@ -57,6 +57,13 @@ SAMPLES = [
         '<tool_call>{"arguments": {"city": "}{\\"]"}, "name": "get_weather"}</tool_call>',
         calls=[("get_weather", {"city": '}{"]'})],
     ),
+    Sample(
+        "hermes",
+        '<tool_call>{ <tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}, what? '
+        "</tool_call> Well.",
+        text="<tool_call>{, what? </tool_call> Well.",
+        calls=[PARIS],
+    ),
     Sample("hermes", "a < b and <tool> is no call", text="a < b and <tool> is no call"),
     Sample(
         "hermes",
@@ -90,6 +97,11 @@ SAMPLES = [
     ),
     Sample("llama3_json", '{"answer": 42}', text='{"answer": 42}'),
     Sample("llama3_json", '{"name": "Ada"}', text='{"name": "Ada"}'),
+    Sample(
+        "llama3_json",
+        '{"name": "Ada", "parameters": {"age": 36}}',
+        text='{"name": "Ada", "parameters": {"age": 36}}',
+    ),
     Sample("llama3_json", "It is {warm}.", text="It is {warm}."),
     Sample(
         "llama4_json",
@@ -143,7 +155,8 @@ SAMPLES = [
     ),
     Sample(
         "pythonic",
-        "[get-weather(from='in=, class=', class=[\"x\", 'if=1'], days=-2)]",
+        "<|python_start|>[get-weather(from='in=, class=', class=[\"x\", 'if=1'], days=-2)]"
+        "<|python_end|>",
         calls=[("get-weather", {"from": "in=, class=", "class": ["x", "if=1"], "days": -2})],
     ),
     Sample(
@@ -154,6 +167,7 @@ SAMPLES = [
     ),
     Sample("pythonic", "[1, 2] is a list", text="[1, 2] is a list"),
     Sample("pythonic", "[f(x) for x in y]", text="[f(x) for x in y]"),
+    Sample("pythonic", "[Point(x=1), Point(x=2)]", text="[Point(x=1), Point(x=2)]"),
     Sample("pythonic", "[__import__('os').system(1)]", text="[__import__('os').system(1)]"),
     Sample(
         "mistral",
@@ -296,6 +310,12 @@ SAMPLES = [
     Sample(
         "functiongemma",
         "<start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>",
+        calls=[PARIS],
+    ),
+    Sample(
+        "gemma4",
+        "A <|tool_call> begins <|tool_call>call:get_weather{city:Paris}<tool_call|>",
+        text="A <|tool_call> begins",
         calls=[PARIS],
     ),
     Sample("gemma4", "<|tool_call>nothing<tool_call|>", text="<|tool_call>nothing<tool_call|>"),

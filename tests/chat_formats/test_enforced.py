@@ -14,7 +14,7 @@ from jaxserve.chat_formats import parse_whole
 from jaxserve.chat_formats.format import Digits, Json, ToolFormat
 from jaxserve.chat_formats.registry import TOOL_FORMATS, find_tool_format
 from jaxserve.conversation import ChatPlan, parse_tool_use, plan_chat
-from jaxserve.structured import GrammarCompiler, fill_masks
+from jaxserve.structured import Body, GrammarCompiler, fill_masks
 from jaxserve.tokenizer import Tokenizer
 from tests.fake_engine import CHAT_TEMPLATE, EOS_ID, byte_level_backend
 
@@ -175,6 +175,15 @@ def test_reasoning_may_come_before_a_demanded_call_and_must_be_closed():
     call = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
     assert fits(plan, call) and fits(plan, f"<think>Hm.</think>\n\n{call}")
     assert not fits(plan, f"Hm.{call}") and not fits(plan, "<think>Hm.<|end|>")
+
+
+def test_an_answer_that_must_have_a_form_is_no_call_though_there_are_tools():
+    formats = ChatFormats.of(tokenizer_with(()), "llama3_json", "none")
+    messages, form = [{"role": "user", "content": "x"}], Body("%json {}")
+    plan = plan_chat(formats, messages, use=parse_tool_use(TOOLS), body=form)
+    written = '{"name": "get_time", "parameters": {}}'
+    reply = parse_whole(plan.parser(), written)
+    assert reply.text == written and not reply.calls
 
 
 def test_strict_tools_let_the_model_choose_but_not_write_wrong_arguments():

@@ -146,3 +146,40 @@ def test_a_value_without_quotes_is_what_its_schema_allows(
     written: str, kinds: list[str], value: object
 ):
     assert cast_value(written, {"type": kinds}) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "limit"),
+    [
+        ("gemma4", "<|tool_call>call:get_weather{city:", "}<tool_call|>", 262144),
+        ("lfm2", "<|tool_call_start|>[get_weather(city='", "')]<|tool_call_end|>", 65536),
+        ("glm45", "<tool_call>", "</tool_call>", 4096),
+        ("hermes", '<tool_call>{"name": "', '", "arguments": {}, "id": 1}</tool_call>', 1024),
+        ("pythonic", "[get_time", "()]", 4096),
+    ],
+)
+def test_where_a_text_that_is_too_long_is_cut_makes_no_difference(
+    name: str, before: str, after: str, limit: int
+):
+    filler = " " if name == "pythonic" else "x"
+    for length in range(limit - 60, limit + 3, 3):
+        written = before + filler * length + after
+        whole = joined(read(make_parser(Sample(name, "")), [written]))
+        pieces = [written[: limit - 80], *written[limit - 80 :]]
+        assert joined(read(make_parser(Sample(name, "")), pieces)) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("hermes", "<tool_call>{"),
+        ("hermes", '<tool_call>{"a": {"'),
+        ("mistral", "[TOOL_CALLS]{"),
+        ("phi4_mini_json", "functools[{"),
+        ("gemma4", '<|tool_call>call:a{b:x",c:"'),
+        ("minimax_m2", "<minimax:tool_call><invoke name=" + " " * 4000 + '"a"b>'),
+    ],
+)
+def test_a_reply_of_nothing_but_beginnings_of_calls_is_text(name: str, unit: str):
+    written = unit * (30_000 // len(unit))
+    assert parse_whole(make_parser(Sample(name, "")), written).text == written

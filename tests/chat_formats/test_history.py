@@ -25,3 +25,11 @@ def test_arguments_are_an_object_and_are_json_where_a_template_wants_a_text(
     source = "{% set a = messages[0].tool_calls[0].function.arguments %}" + written
     text = ChatTemplate({"default": source}, {}).render(prepare_messages(HISTORY))
     assert text == rendered.replace("J", '{"city": "Zürich", "tags": ["a"]}')
+
+
+def test_calls_without_text_have_no_content_where_a_template_asks_for_none():
+    source = "{% for message in messages %}{{ message['content'] is none }}{% endfor %}"
+    render = ChatTemplate({"default": source}, {}).render
+    assert render(prepare_messages(HISTORY)) == "True"
+    said = [{**HISTORY[0], "content": "Hm."}, {"role": "assistant", "content": None}]
+    assert render(prepare_messages(said)) == "FalseFalse"
