@@ -55,7 +55,7 @@ def json_call(
         known: the only names that calls have; empty: any.
     """
     head = None if keeps_id else (yield from _head(source))
-    name = None if head is None else json.loads(head[1])
+    name = None if head is None else _read_name(head[1])
     if known and name is not None and name not in known:
         return False
     if head is None or not _is_name(name):
@@ -160,6 +160,14 @@ def read_call(text: str) -> JsonCall | None:
     try:
         return as_call(json.loads(text))
     except (ValueError, RecursionError):
+        return None
+
+
+def _read_name(written: str) -> str | None:
+    """A name from JSON; None: a line break or a wrong escape, such as in "get\\_time"."""
+    try:
+        return json.loads(written)
+    except ValueError:
         return None
 
 

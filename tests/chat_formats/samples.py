@@ -64,6 +64,13 @@ SAMPLES = [
         text="<tool_call>{, what? </tool_call> Well.",
         calls=[PARIS],
     ),
+    *(
+        Sample("hermes", written, text=written)
+        for written in (
+            '<tool_call>{"name": "get\\_time", "arguments": {}}</tool_call>',
+            '<tool_call>{"name": "get\ntime", "arguments": {}}</tool_call>',
+        )
+    ),
     Sample("hermes", "a < b and <tool> is no call", text="a < b and <tool> is no call"),
     Sample(
         "hermes",
