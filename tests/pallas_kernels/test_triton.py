@@ -48,10 +48,17 @@ def resized(num_splits: int = 1, **sizes: int) -> Tuning:
 
 
 @pytest.mark.parametrize(
-    ("block_m", "block_k", "page_size"),
-    [(16, 16, 64), (16, 64, 64), (32, 128, 16), (64, 32, 256), (128, 64, 48), (16, 32, 80)],
+    ("block_m", "block_k", "page_size", "window"),
+    [
+        (16, 16, 64, None),
+        (16, 64, 64, 33),
+        (32, 128, 16, None),
+        (64, 32, 256, 33),
+        (128, 64, 48, None),
+        (128, 64, 48, 33),
+        (16, 32, 80, 33),
+    ],
 )
-@pytest.mark.parametrize("window", [None, 33])
 def test_any_tile_meets_any_page_size(block_m, block_k, page_size, window):
     case = replace(MIXED, head_dim=64, page_size=page_size, window=window, heads=(6, 2))
     backend = bind(triton, interpret=True, tuning=resized(block_m=block_m, block_k=block_k))
@@ -78,8 +85,9 @@ def test_heads_of_one_kv_head_are_cut_into_tiles():
     check_attention(bind(triton, interpret=True), case)
 
 
-@pytest.mark.parametrize("head_dim", [16, 80, 112, 192])
-@pytest.mark.parametrize("piece", [32, 256])
+@pytest.mark.parametrize(
+    ("head_dim", "piece"), [(16, 32), (80, 32), (80, 256), (112, 256), (192, 32), (192, 256)]
+)
 def test_head_dims_are_cut_into_powers_of_two(head_dim, piece):
     case = replace(MIXED, head_dim=head_dim, prefills=((30, 60),), page_size=32)
     check_attention(bind(triton, interpret=True, tuning=resized(piece=piece)), case)

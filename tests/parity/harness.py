@@ -40,7 +40,7 @@ class Settings:
     enable_prefix_caching: bool = True
     native_cpu: bool = True
     few_shapes: bool = False
-    """Compile three shapes of steps instead of six: most of the time is compiling."""
+    """Compile two shapes of steps instead of six: most of the time is compiling."""
 
 
 _DEFAULT = Settings()
@@ -70,9 +70,8 @@ def make_engine(folder: Path, settings: Settings = _DEFAULT) -> Engine:
 
 
 def few_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[Bucket, ...]:
-    """One sequence decodes, all decode, all do anything: the least that an engine needs."""
+    """All decode, all do anything: the least that an engine needs."""
     return (
-        Bucket(1, 1, True),
         Bucket(max_num_seqs, max_num_seqs, True),
         Bucket(max_num_batched_tokens, max_num_seqs, False),
     )
