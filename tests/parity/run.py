@@ -12,7 +12,6 @@ import os
 import random
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 # As in the tests: several devices, and half the time of compiling.
@@ -21,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 
+from tests.own_environment import python_with
 from tests.parity.harness import TOLERANCE, Settings, check
 
 ROOT = Path(__file__).parents[2]
@@ -34,20 +34,6 @@ FAMILIES = (
 ORACLE = ("torch==2.13.0", "transformers==5.23.0", "safetensors", "numpy")
 
 
-def oracle_python() -> str:
-    """An interpreter with torch and transformers; installs them if need be."""
-    if given := os.environ.get("PARITY_PYTHON"):
-        return given
-    folder = ROOT / ".venv-parity"
-    python = folder / "bin" / "python"
-    if not (folder / ".installed").exists():
-        print(f"installing {', '.join(ORACLE)} into {folder.name} (once)", flush=True)
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *ORACLE], check=True)
-        (folder / ".installed").touch()
-    return str(python)
-
-
 def make_checkpoints(families: str, variant: int) -> Path:
     """Write the checkpoints of one variant, unless they are there; returns their folder."""
     out = ROOT / ".parity" / f"v{variant}"
@@ -55,7 +41,15 @@ def make_checkpoints(families: str, variant: int) -> Path:
     if missing:
         script = Path(__file__).parent / "make_tiny_checkpoints.py"
         names = ",".join(missing)
-        command = [oracle_python(), script, out, "--families", names, "--variant", str(variant)]
+        command = [
+            python_with(ORACLE, "parity"),
+            script,
+            out,
+            "--families",
+            names,
+            "--variant",
+            str(variant),
+        ]
         subprocess.run(command, check=True)
     return out
 
