@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -11,6 +12,8 @@ os.environ["XLA_FLAGS"] = (
 if os.environ["JAX_PLATFORMS"] == "cpu":  # on a GPU, kernels are tested as they are served
     # Halves compile time, which is most of the suite's.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    if version("jaxlib").startswith("0.10."):  # halves it again; later versions lack the flag
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Nothing a test caches lands in the user's own cache folder; compiled programs are kept for the
 # next run. From the start, so that fixtures of every scope see it.
