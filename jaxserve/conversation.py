@@ -186,7 +186,10 @@ def plan_chat(
         prepare_messages(messages), add_generation_prompt, **kwargs
     )
     begins_inside = formats.think is not None and formats.think.begins_inside(prompt)
-    tool_format = formats.tools if use.may_call or formats.is_harmony else None
+    is_marked = formats.is_harmony or bool(
+        formats.tools.before_text
+    )  # whether there are tools or not
+    tool_format = formats.tools if use.may_call or is_marked else None
     if use.must_call:
         assert tool_format is not None
         writer = RuleWriter(formats.markup)
@@ -198,10 +201,17 @@ def plan_chat(
         before = _before(formats, writer, begins_inside, is_final=True)
         if writer.rules:
             body = Body("\n".join([body.rule, *writer.rules]), body.parts, body.schema, body.param)
-        if not formats.is_harmony:
+        if not is_marked:
             tool_format = None  # such an answer is no call, whatever it looks like
     elif use.may_call and any(tool.strict for tool in use.tools):
-        body, before = _strict_calls(formats, use), ""
+        writer = RuleWriter(formats.markup)
+        before = ""
+        if formats.think is not None and any(
+            mark in formats.think.begin + formats.think.end for mark in formats.markup
+        ):  # no text may have these
+            before = _before(formats, writer, begins_inside, is_final=True)
+        body = _strict_calls(formats, use, writer)
+        before = before if body is not None else ""
     else:
         before = ""
     return ChatPlan(prompt, formats, use, body, before, tool_format, begins_inside)
@@ -216,19 +226,23 @@ def _before(
         thought = f"({analysis} {writer.before(HARMONY_NEXT)})*"
         final = writer.text("<|channel|>final<|message|>")
         return f"{thought} {final}" if is_final else thought
+    lead = formats.tools.before_text if is_final else ""
     think = formats.think
     if think is None:
-        return ""
-    thought = writer.before(think.end)
-    if begins_inside:
-        return f"{thought} {BLANKS}"
-    return f"({writer.text(think.begin)} {thought} {BLANKS})?"
+        return writer.text(lead) if lead else ""
+    thought = f"{writer.before(think.end)} {BLANKS}"
+    if not begins_inside:
+        thought = f"({writer.text(think.begin)} {thought})?"
+    if not think.always_wraps:
+        return thought
+    begin, end = map(writer.text, think.wraps[0])
+    thought += f" {begin}" if begins_inside else f" ({begin})?"
+    return thought if is_final else f"{thought} {end}"
 
 
-def _strict_calls(formats: ChatFormats, use: ToolUse) -> Body | None:
+def _strict_calls(formats: ChatFormats, use: ToolUse, writer: RuleWriter) -> Body | None:
     """Any text, but every call in it fits its schema."""
     pattern = formats.tools.pattern
-    writer = RuleWriter(formats.markup)
     lead = pattern.begin or str(pattern.call(use.tools[0])[0])
     trigger = next((text for text in formats.tools.marks if lead.startswith(text)), None)
     if trigger is None or formats.is_harmony:
@@ -237,6 +251,9 @@ def _strict_calls(formats: ChatFormats, use: ToolUse) -> Body | None:
     first = writer.text(trigger)
     if first.startswith("<["):
         rule = f"{ANY_TEXT} ({calls})?"
+        if formats.think is not None and formats.think.always_wraps:
+            end, tail = writer.text(formats.think.wraps[0][1]), writer.text(formats.think.tail[0])
+            rule = f"{ANY_TEXT} ({end} ({calls})? ({tail})?)?"
         return Body("\n".join([rule, *writer.rules]), param="tools")
     if " <[" in first:  # a token within the mark: what stands before it alone begins no call
         lead, _, rest = calls.partition(" <[")

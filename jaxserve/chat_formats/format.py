@@ -72,6 +72,8 @@ class ToolFormat:
         detect: whether a chat template uses it.
         marks: texts that must not be left out of the text as special tokens.
         make_id: the id of a call from its number, where the format has rules for it.
+        before_text: stands before an answer that is no call, also where there are no tools.
+        fit: the format with the tags of a chat template, where each checkpoint has its own.
     """
 
     names: tuple[str, ...]
@@ -80,6 +82,8 @@ class ToolFormat:
     detect: Callable[[str], bool]
     marks: tuple[str, ...] = ()
     make_id: Callable[[int, str], str] | None = None
+    before_text: str = ""
+    fit: "Callable[[str], ToolFormat] | None" = None
 
 
 def parameters_of(tool: Tool) -> Json:

@@ -1,4 +1,4 @@
-"""GLM-4.5 to GLM-5, and with other tags HY-V3 and some of LongCat.
+"""GLM-4.5 to GLM-5, and with other tags Hunyuan HY-V3 and V4 and some of LongCat.
 
     <tool_call>get_weather
     <arg_key>city</arg_key>
@@ -32,39 +32,40 @@ class Tags:
     """The tags of one family.
 
     Attributes:
-        prefix: what the names of the tags begin with.
+        prefix, suffix: what the names of the tags begin and end with.
         after_name: stands between the name of the tool and the arguments.
         section, section_end: around all calls.
     """
 
     prefix: str = ""
+    suffix: str = ""
     after_name: str = ""
     section: str = ""
     section_end: str = ""
 
     @property
     def begin(self) -> str:
-        return f"<{self.prefix}tool_call>"
+        return f"<{self.prefix}tool_call{self.suffix}>"
 
     @property
     def end(self) -> str:
-        return f"</{self.prefix}tool_call>"
+        return f"</{self.prefix}tool_call{self.suffix}>"
 
     @property
     def key(self) -> str:
-        return f"<{self.prefix}arg_key>"
+        return f"<{self.prefix}arg_key{self.suffix}>"
 
     @property
     def key_end(self) -> str:
-        return f"</{self.prefix}arg_key>"
+        return f"</{self.prefix}arg_key{self.suffix}>"
 
     @property
     def value(self) -> str:
-        return f"<{self.prefix}arg_value>"
+        return f"<{self.prefix}arg_value{self.suffix}>"
 
     @property
     def value_end(self) -> str:
-        return f"</{self.prefix}arg_value>"
+        return f"</{self.prefix}arg_value{self.suffix}>"
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -147,7 +148,6 @@ def pattern_with(tags: Tags, line_break: str) -> CallPattern:
 
 
 TAGS = Tags()
-HUNYUAN_TAGS = Tags(after_name="<tool_sep>", section="<tool_calls>", section_end="</tool_calls>")
 
 FORMAT = ToolFormat(
     names=("glm45",),
@@ -163,12 +163,4 @@ WITHOUT_BREAKS = ToolFormat(
     pattern=pattern_with(TAGS, ""),
     detect=lambda template: TAGS.key_end + TAGS.value in template,
     marks=TAGS.marks,
-)
-
-HUNYUAN = ToolFormat(
-    names=("hy_v3",),
-    parse=parse_with(HUNYUAN_TAGS),
-    pattern=pattern_with(HUNYUAN_TAGS, "\n"),
-    detect=lambda template: HUNYUAN_TAGS.after_name in template and HUNYUAN_TAGS.key in template,
-    marks=HUNYUAN_TAGS.marks,
 )

@@ -1,4 +1,4 @@
-"""MiniMax M2, and DeepSeek V3.2 and V4 with tags of their own (DSML).
+"""MiniMax M2, and with tags of their own Step 3 and DeepSeek V3.2 and V4 (DSML).
 
     <minimax:tool_call>
     <invoke name="get_weather">
@@ -12,7 +12,11 @@
     </｜DSML｜invoke>
     </｜DSML｜function_calls>
 
-DeepSeek says of each value whether it is a text or JSON; for MiniMax the tool's schema says it.
+    <｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜>
+    <steptml:invoke name="get_weather"><steptml:parameter name="city">Paris</steptml:parameter>
+    </steptml:invoke><｜tool_call_end｜><｜tool_calls_end｜>                      (all on one line)
+
+DeepSeek says of each value whether it is a text or JSON; for the others the tool's schema says it.
 """
 
 import json
@@ -40,22 +44,20 @@ class Tags:
     """The tags of one family.
 
     Attributes:
-        section: the name of the tag around all calls.
+        begin, end: around all calls.
         prefix: what the names of the other tags begin with.
         says_text: parameters tell whether their value is a text.
+        before, after: around each call.
+        line_break: follows each tag.
     """
 
-    section: str
+    begin: str
+    end: str
     prefix: str = ""
     says_text: bool = False
-
-    @property
-    def begin(self) -> str:
-        return f"<{self.section}>"
-
-    @property
-    def end(self) -> str:
-        return f"</{self.section}>"
+    before: str = ""
+    after: str = ""
+    line_break: str = "\n"
 
     @property
     def invoke(self) -> str:
@@ -83,10 +85,16 @@ def parse_with(tags: Tags) -> Any:
             before = tags.begin
             while True:
                 before += yield from blanks(source)
+                if tags.before and (yield from follows(source, tags.before)):
+                    before += tags.before + (yield from blanks(source))
                 if not (yield from follows(source, tags.invoke)):
                     break
                 yield from _invoke(source, tags, known, before + tags.invoke)
                 before = ""
+                if tags.after:
+                    before = yield from blanks(source)
+                    if (yield from follows(source, tags.after)):
+                        before = ""
             if not (yield from follows(source, tags.end)):
                 yield Text(before)
 
@@ -142,19 +150,27 @@ def _pattern(tags: Tags) -> CallPattern:
     def call(tool: Tool) -> Any:
         return tagged_parts(
             tool,
-            head=f'{tags.invoke}"{tool.name}">\n',
+            head=f'{tags.before}{tags.invoke}"{tool.name}">{tags.line_break}',
             before_key=tags.parameter + '"',
             after_key=after_key,
-            after_value=tags.parameter_end + "\n",
-            tail=tags.invoke_end + "\n",
+            after_value=tags.parameter_end + tags.line_break,
+            tail=tags.invoke_end + tags.after + tags.line_break,
         )
 
-    return CallPattern(call, begin=tags.begin + "\n", end=tags.end)
+    return CallPattern(call, begin=tags.begin + tags.line_break, end=tags.end)
 
 
-MINIMAX_TAGS = Tags("minimax:tool_call")
-V32_TAGS = Tags(DSML + "function_calls", DSML, says_text=True)
-V4_TAGS = Tags(DSML + "tool_calls", DSML, says_text=True)
+MINIMAX_TAGS = Tags("<minimax:tool_call>", "</minimax:tool_call>")
+V32_TAGS = Tags(f"<{DSML}function_calls>", f"</{DSML}function_calls>", DSML, says_text=True)
+V4_TAGS = Tags(f"<{DSML}tool_calls>", f"</{DSML}tool_calls>", DSML, says_text=True)
+STEP_TAGS = Tags(
+    "<｜tool_calls_begin｜>",
+    "<｜tool_calls_end｜>",
+    "steptml:",
+    before="<｜tool_call_begin｜>function<｜tool_sep｜>",
+    after="<｜tool_call_end｜>",
+    line_break="",
+)
 
 MINIMAX = ToolFormat(
     names=("minimax_m2",),
@@ -178,4 +194,12 @@ DEEPSEEK_V4 = ToolFormat(
     pattern=_pattern(V4_TAGS),
     detect=lambda template: DSML in template,
     marks=(V4_TAGS.begin, V4_TAGS.end, DSML),
+)
+
+STEP3 = ToolFormat(
+    names=("step3",),
+    parse=parse_with(STEP_TAGS),
+    pattern=_pattern(STEP_TAGS),
+    detect=lambda template: STEP_TAGS.begin in template or "<steptml:" in template,
+    marks=(STEP_TAGS.begin, STEP_TAGS.end, STEP_TAGS.before, STEP_TAGS.after),
 )

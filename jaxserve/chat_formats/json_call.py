@@ -17,10 +17,14 @@ from jaxserve.chat_formats.source import (
 )
 
 HEAD = re.compile(
-    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*'
+    r'\{\s*(?:"(type|id|tool_call_id)"\s*:\s*"([^"\\]*)"\s*,\s*)?'
+    r'"(?:tool_)?name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*'
     r'"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
 """The usual order, for which arguments can be given out as they come."""
+
+LEAD = re.compile(r'\{"(?:type|id|tool_call_id)":"[^"\\]*(?:(",)|"?$)')
+"""What may stand before the name, without white space: all of it, or its beginning."""
 
 MAX_NAME_CHARS = 1024
 """Longest head in the usual order; a longer one is read like those in another order."""
@@ -49,19 +53,19 @@ def json_call(
 
     Args:
         before: what was used for it already, `after`: what will be.
-        keeps_id: the call's "id" is its id. It may be the last member, so that nothing of the
-            call is given out until all of it is there.
+        keeps_id: the call's "id" is its id, unless it comes after the arguments: by then they have
+            been given out, and clients want the id before them.
         needs_arguments: an object that has only a name is none.
         known: the only names that calls have; empty: any.
     """
-    head = None if keeps_id else (yield from _head(source))
-    name = None if head is None else _read_name(head[1])
+    head = yield from _head(source)
+    name = None if head is None else _read_name(head[3])
     if known and name is not None and name not in known:
         return False
     if head is None or not _is_name(name):
         return (yield from _whole_call(source, before, after, keeps_id, needs_arguments, known))
     index, raw = source.next_call(), before + source.take(len(head[0]))
-    yield CallStart(index, name)
+    yield CallStart(index, name, head[2] if keeps_id and head[1] == "id" else None)
     arguments, complete = yield from json_arguments(source, index)
     raw += arguments
     if complete:
@@ -116,7 +120,14 @@ def _head(source: Source) -> Generator[None, None, "re.Match[str] | None"]:
 def _may_become_head(text: str) -> bool:
     """Cheap: whether the beginning of a call in the usual order could look like this."""
     compact = re.sub(r"\s+", "", text)
-    for start in ('{"name":"', '{"type":"function","name":"'):
+    lead = LEAD.match(compact)
+    if lead is not None:
+        if not lead[1]:
+            return True
+        compact = "{" + compact[lead.end() :]
+    elif any(f'{{"{key}":"'.startswith(compact) for key in ("type", "id", "tool_call_id")):
+        return True
+    for start in ('{"name":"', '{"tool_name":"'):
         if start.startswith(compact):
             return True
         if compact.startswith(start):

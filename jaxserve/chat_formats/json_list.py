@@ -7,8 +7,9 @@
     <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city":
     "Paris"}}]<|END_ACTION|>                                             (on one line)      Command
 
-One call may stand without the list's brackets. GigaChat 3 writes them only so, one a reply, after
-`function call<|role_sep|>`, 3.1 after <|function_call|>.
+The first Command R writes `Action:` and a code fence around the list, and no ids. Calls may stand
+without the list's brackets, as MiniMax M1 has them. GigaChat 3 writes them only so, one a reply,
+after `function call<|role_sep|>`, 3.1 after <|function_call|>.
 """
 
 import json
@@ -36,6 +37,8 @@ def parse_with(tags: Mapping[str, str]) -> Any:
                 yield Text(before)
                 continue
             space = yield from blanks(source)
+            while not begin.endswith("[") and (yield from json_call(source, before=space)):
+                space = yield from blanks(source)
             if not (yield from follows(source, tags[begin])):
                 yield Text(space)
 
@@ -44,6 +47,10 @@ def parse_with(tags: Mapping[str, str]) -> Any:
 
 def _call(tool: Tool) -> list[Part]:
     return [f'{{"name": {json.dumps(tool.name)}, "arguments": ', parameters_of(tool), "}"]
+
+
+def _old_action(tool: Tool) -> list[Part]:
+    return [f'{{"tool_name": {json.dumps(tool.name)}, "parameters": ', parameters_of(tool), "}"]
 
 
 def _action(tool: Tool) -> list[Part]:
@@ -119,5 +126,12 @@ COMMAND = _format(
     {"<|START_ACTION|>": "<|END_ACTION|>"},
     lambda template: "<|START_ACTION|>" in template,
     _action,
+    breaks=("\n    ", "\n"),
+)
+OLD_COMMAND = _format(
+    ("command_r",),
+    {"Action:\n```json\n[": "```", "Action:\n```json": "```", "Action: ```json": "```"},
+    lambda template: "Action:" in template and "```json" in template and "tool_name" in template,
+    _old_action,
     breaks=("\n    ", "\n"),
 )

@@ -3,8 +3,8 @@
     [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}                        tokenizer v11 and later
     [TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"}}] before
 
-Ids are nine letters and digits. In a list they come after the arguments, so its calls are given
-out when all of a call is there.
+Ids are nine letters and digits. In a list a model may write one after the arguments. These have
+been given out by then, and clients read the id of a call from its beginning: it gets one of ours.
 """
 
 import json

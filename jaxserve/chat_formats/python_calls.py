@@ -15,7 +15,10 @@ from jaxserve.chat_formats.events import to_json
 from jaxserve.chat_formats.json_call import JsonCall
 from jaxserve.chat_formats.tools import NAME
 
-MAX_CHARS = 65536
+MAX_CHARS = 262144
+MAX_CODE_CHARS = 65536
+"""How much may stand outside strings: Python takes ten microseconds for each such character."""
+STRING = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 WORDS = {"true": True, "false": False, "null": None}
 WORD = re.compile(r"[A-Za-z_][\w.-]*")
 TOOL = re.compile(r"\s*\(")
@@ -30,6 +33,8 @@ def read_calls(text: str) -> list[JsonCall] | None:
     """The calls of a list, or one a line; None: it is something else."""
     text = textwrap.dedent(text).strip()
     if not text or len(text) > MAX_CHARS:
+        return None
+    if len(text) > MAX_CODE_CHARS and len(STRING.sub("", text)) > MAX_CODE_CHARS:
         return None
     calls = _read(text, {})
     return _read(*_mended(text)) if calls is None else calls

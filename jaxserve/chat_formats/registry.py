@@ -1,22 +1,28 @@
 """Every format, by name and by what a chat template looks like."""
 
 from jaxserve.chat_formats import (
+    apertus,
     deepseek,
+    functionary,
     gemma,
     glm,
     harmony,
     hermes,
+    hunyuan,
     invoke,
     json_list,
     kimi,
+    kimi_k3,
     llama3_json,
     longcat,
+    minimax_m3,
     mistral,
     pythonic,
     qwen3_xml,
 )
 from jaxserve.chat_formats.format import ToolFormat
-from jaxserve.chat_formats.thinking import THINK_FORMATS, ThinkFormat
+from jaxserve.chat_formats.thinking import THINK_FORMATS as MARKED
+from jaxserve.chat_formats.thinking import ThinkFormat
 from jaxserve.errors import ConfigError
 
 AUTO, NONE = "auto", "none"
@@ -27,11 +33,17 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     deepseek.V31,
     invoke.DEEPSEEK_V32,
     invoke.DEEPSEEK_V4,
+    minimax_m3.FORMAT,
     invoke.MINIMAX,
+    invoke.STEP3,
     kimi.FORMAT,
+    kimi_k3.FORMAT,
+    apertus.FORMAT,
+    functionary.FORMAT,
     longcat.TAGGED,
     longcat.FORMAT,
-    glm.HUNYUAN,
+    hunyuan.V3,
+    hunyuan.V4,
     glm.WITHOUT_BREAKS,
     glm.FORMAT,
     qwen3_xml.SEED,
@@ -51,9 +63,12 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     json_list.GIGACHAT_31,
     json_list.GIGACHAT,
     json_list.COMMAND,
+    json_list.OLD_COMMAND,
     hermes.FORMAT,
 )
 """In the order in which a template is tried: the most telling marks first."""
+
+THINK_FORMATS: tuple[ThinkFormat, ...] = (hunyuan.THINK, *MARKED)
 
 GENERAL = hermes.FORMAT
 """For templates that show no format."""
@@ -73,11 +88,11 @@ def find_tool_format(name: str, template: str) -> ToolFormat:
     Raises:
         ConfigError: nothing is called so.
     """
-    if name == AUTO:
-        return next((form for form in TOOL_FORMATS if form.detect(template)), GENERAL)
     for tool_format in TOOL_FORMATS:
-        if name in tool_format.names:
-            return tool_format
+        if tool_format.detect(template) if name == AUTO else name in tool_format.names:
+            return tool_format.fit(template) if tool_format.fit else tool_format
+    if name == AUTO:
+        return GENERAL
     raise ConfigError(
         f"unknown tool call parser {name!r:.100}; expected auto or one of "
         + ", ".join(tool_format_names())
@@ -92,11 +107,11 @@ def find_think_format(name: str, template: str) -> ThinkFormat | None:
     """
     if name == NONE or name in harmony.FORMAT.names:
         return None
-    if name == AUTO:
-        return next((think for think in THINK_FORMATS if think.detect(template)), None)
     for think in THINK_FORMATS:
-        if name in think.names:
-            return think
+        if think.detect(template) if name == AUTO else name in think.names:
+            return think.fit(template) if think.fit else think
+    if name == AUTO:
+        return None
     raise ConfigError(
         f"unknown reasoning parser {name!r:.100}; expected auto, none or one of "
         + ", ".join(think_format_names())

@@ -41,8 +41,8 @@ class ReplyParser:
         marks = {*(tool_format.marks if tool_format else ())}
         if think is not None:
             marks |= think.marks
-            marks |= {token for token in special if think.begin.startswith(token)}
-        hidden = sorted((text for text in special if text and text not in marks), key=len)
+        hidden = [text for text in special if text and not any(text in mark for mark in marks)]
+        hidden.sort(key=len)
         self._hidden = re.compile("|".join(map(re.escape, reversed(hidden)))) if hidden else None
         self._think = None if think is None else StreamParser(think.parser(begins_inside))
         self._tools = None

@@ -112,7 +112,8 @@ def text_until(source: Source, marks: Sequence[str]) -> Generator[Event | None, 
                 continue
             source.take(len(mark))
             return mark
-        held = 0 if source.is_final else max(held_back(source.text, mark) for mark in marks)
+        spare = [held_back(source.text, mark) for mark in marks]
+        held = 0 if source.is_final else max(spare, default=0)
         if certain := len(source.text) - held:
             yield Text(source.take(certain))
         if source.is_final:

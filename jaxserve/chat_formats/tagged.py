@@ -52,19 +52,24 @@ def tagged_parts(
     head: str,
     before_key: str,
     after_key: str | Callable[[Any], str],
-    after_value: str,
+    after_value: str | Callable[[str], str],
     tail: str,
+    write_key: Callable[[str], str] = str,
 ) -> list[Part]:
     """A call with its arguments in the order of the schema; only required ones must be there.
 
     Args:
         after_key: a text, or what gives it for the schema of the value.
+        after_value: a text, or what gives it for the key.
+        write_key: how a key stands between `before_key` and `after_key`.
     """
     definitions = definitions_of(tool)
     parts: list[Part] = [head]
     for key, schema in tool.properties.items():
-        lead = before_key + key + (after_key if isinstance(after_key, str) else after_key(schema))
-        argument = (lead, *value_parts(schema, after_value, definitions))
+        end_of_key = after_key if isinstance(after_key, str) else after_key(schema)
+        end = after_value if isinstance(after_value, str) else after_value(key)
+        lead = before_key + write_key(key) + end_of_key
+        argument = (lead, *value_parts(schema, end, definitions))
         parts += argument if key in tool.required else [Optional(argument)]
     return [*parts, tail]
 

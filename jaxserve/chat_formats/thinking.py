@@ -12,6 +12,7 @@ from jaxserve.chat_formats.source import (
     blanks,
     follows,
     held_back,
+    text_until,
 )
 
 
@@ -28,6 +29,10 @@ class ThinkFormat:
         wraps: marks that may stand around the answer and are left out of it; the first may be "".
         needs: a text that its chat templates have beside a mark.
         unless: a text that they do not have.
+        shown_by: a text by which they are known, where they put the marks together from parts.
+        fit: the format with the marks of a chat template, where each checkpoint has its own.
+        always_wraps: the first of `wraps` stands around every answer, an empty one before calls.
+        tail: what ends a reply and is left out.
     """
 
     names: tuple[str, ...]
@@ -39,12 +44,18 @@ class ThinkFormat:
     wraps: tuple[tuple[str, str], ...] = ()
     needs: str = ""
     unless: str = ""
+    shown_by: str = ""
+    fit: "Callable[[str], ThinkFormat] | None" = None
+    always_wraps: bool = False
+    tail: tuple[str, ...] = ()
 
     def detect(self, template: str) -> bool:
         """Whether a chat template shows this way. Those that are always open are named instead.
 
         One mark is enough: OLMo 3's template only opens, the first R1's only closes.
         """
+        if self.shown_by:
+            return self.shown_by in template
         if self.is_open or self.needs not in template:
             return False
         if self.unless and self.unless in template:
@@ -62,7 +73,7 @@ class ThinkFormat:
     def marks(self) -> set[str]:
         """Texts that must not be left out of a reply as special tokens."""
         around = {mark for pair in self.wraps for mark in pair}
-        return {self.begin.strip(), self.end, *self.also_ends, *around}
+        return {self.begin.strip(), self.end, *self.also_ends, *around, *self.tail}
 
     def parser(self, begins_inside: bool) -> Callable[[Source], Parsing]:
         """Reads reasoning, and then the answer as text."""
@@ -81,12 +92,8 @@ class ThinkFormat:
                     break
             if space:
                 yield Text(space)
-            while True:
-                if source.text:
-                    yield Text(source.take(len(source.text)))
-                if source.is_final:
-                    return
-                yield NEED_MORE
+            while (yield from text_until(source, self.tail)) is not None:
+                pass
 
         return parse
 
@@ -140,6 +147,22 @@ THINK = ThinkFormat(
     "</think>",
 )
 THINK_FORMATS = (
+    ThinkFormat(
+        ("kimi_k3",),
+        "<|open|>think<|sep|>",
+        "<|close|>think<|sep|>",
+        wraps=(
+            ("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+            ("", "<|close|>response<|sep|>"),  # the prompt may have begun it
+        ),
+        shown_by="<|open|>",
+        always_wraps=True,
+        tail=("<|close|>message<|sep|>",),
+    ),
+    ThinkFormat(("minimax_m3",), "<mm:think>", "</mm:think>"),
+    ThinkFormat(
+        ("apertus",), "<|inner_prefix|>", "<|inner_suffix|>", also_ends=("<|tools_prefix|>",)
+    ),
     ThinkFormat(("mistral",), "[THINK]", "[/THINK]"),
     ThinkFormat(
         ("seed_oss",),
@@ -187,7 +210,9 @@ THINK_FORMATS = (
         wraps=(("<answer>", "</answer>"),),
         needs="<answer>",
     ),
-    ThinkFormat(("deepseek_r1", "minimax_m2", "nemotron"), "<think>", "</think>", is_open=True),
+    ThinkFormat(
+        ("deepseek_r1", "minimax_m2", "nemotron", "step3"), "<think>", "</think>", is_open=True
+    ),
     THINK,
 )
 """In the order in which a template is tried; formats that are always open are chosen by name."""

@@ -35,7 +35,7 @@ class Sample:
     written: str
     text: str = ""
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    ids: list[str] | None = None
+    ids: list[str | None] | None = None
 
 
 SAMPLES = [
@@ -189,6 +189,14 @@ SAMPLES = [
         '"id": "abc123def"}, {"name": "get_time", "arguments": {"zone": "Europe/Paris"}, '
         '"id": "GHI456jkl"}]',
         calls=TWO,
+        ids=[None, None],
+    ),
+    Sample(
+        "mistral_list",
+        'Hm. [TOOL_CALLS] [{"id": "abc123def", "name": "get_weather", "arguments": {"city": '
+        '"Zürich ☂ \\"]}"}}, {"name": "get_time", "id": "GHI456jkl", "arguments": {}}]',
+        text="Hm.",
+        calls=[("get_weather", {"city": 'Zürich ☂ "]}'}), ("get_time", {})],
         ids=["abc123def", "GHI456jkl"],
     ),
     Sample(
@@ -474,5 +482,157 @@ SAMPLES = [
         "gigachat31",
         '<|function_call|>{"name": "get_weather", "arguments": {"city": "Paris"}}',
         calls=[PARIS],
+    ),
+    Sample(
+        "kimi_k3",
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
+        '<|open|>argument key="days" type="number"<|sep|>2<|close|>argument<|sep|>'
+        "<|close|>call<|sep|>"
+        '<|open|>call tool="get_time" index="2"<|sep|>'
+        '<|open|>argument key="zone" type="string"<|sep|>Europe/Paris<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
+        calls=TWO,
+    ),
+    Sample(
+        "kimi_k3",
+        'Zürich.<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="a &quot;b&amp;" type="string"<|sep|>"7" <|close|>\n'
+        "<|close|>argument<|sep|>"
+        '<|open|>argument key="more" type="object"<|sep|>{"a": [null, "ü"]}<|close|>argument<|sep|>'
+        '<|close|>call<|sep|><|open|>call tool="get_time" index="2"<|sep|>'
+        '<|open|>json type="object"<|sep|>{"zone": "CET"}<|close|>json<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|>",
+        text="Zürich.",
+        calls=[
+            ("get_weather", {'a "b&': '"7" <|close|>\n', "more": {"a": [None, "ü"]}}),
+            ("get_time", {"zone": "CET"}),
+        ],
+    ),
+    Sample(
+        "kimi_k3",
+        '<|open|>call index="1"<|sep|> and <|open|>call tool="get_time" index="1"<|sep|>'
+        "<|close|>call<|sep|> Done.",
+        text='<|open|>call index="1"<|sep|> andDone.',
+        calls=[("get_time", {})],
+    ),
+    Sample(
+        "minimax_m3",
+        "Let me look.\n]<]minimax[>[<tool_call>\n"
+        ']<]minimax[>[<invoke name="get_weather">]<]minimax[>[<city>Paris]<]minimax[>[</city>'
+        "]<]minimax[>[<days>2]<]minimax[>[</days>]<]minimax[>[</invoke>\n"
+        ']<]minimax[>[<invoke name="get_time">]<]minimax[>[<zone>Europe/Paris]<]minimax[>[</zone>'
+        "]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>",
+        text="Let me look.",
+        calls=TWO,
+    ),
+    Sample(
+        "minimax_m3",
+        ']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="get_weather">'
+        ']<]minimax[>[<city>\n<a>]<]mini</city> "]<]minimax[>[</city>'
+        "]<]minimax[>[<tags>]<]minimax[>[<item>7]<]minimax[>[</item>"
+        "]<]minimax[>[<item>ü]<]minimax[>[</item>]<]minimax[>[</tags>"
+        "]<]minimax[>[<more>]<]minimax[>[<more>]<]minimax[>[<n>1]<]minimax[>[</n>"
+        "]<]minimax[>[</more>]<]minimax[>[<no>null]<]minimax[>[</no>]<]minimax[>[</more>"
+        "]<]minimax[>[<bad>]<]minimax[>[<n>1]<]minimax[>[</bad>"
+        "]<]minimax[>[</invoke>]<]minimax[>[</tool_call> Done.",
+        text="Done.",
+        calls=[
+            (
+                "get_weather",
+                {
+                    "city": '\n<a>]<]mini</city> "',
+                    "tags": ["7", "ü"],
+                    "more": {"more": {"n": 1}, "no": None},
+                    "bad": "]<]minimax[>[<n>1",
+                },
+            )
+        ],
+    ),
+    Sample(
+        "minimax_m3",
+        "]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke of>",
+        text="]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke of>",
+    ),
+    Sample(
+        "hy_v4",
+        "Yes.<tool_calls><tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris</arg_value>"
+        "<arg_key>days</arg_key><arg_value>2</arg_value></tool_call>"
+        "<tool_call>get_time<arg_key>zone</arg_key><arg_value>Europe/Paris</arg_value></tool_call>"
+        "</tool_calls>",
+        text="Yes.",
+        calls=TWO,
+    ),
+    Sample(
+        "step3",
+        "I look.<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜>"
+        '<steptml:invoke name="get_weather"><steptml:parameter name="city">Paris'
+        '</steptml:parameter><steptml:parameter name="days">2</steptml:parameter>'
+        "</steptml:invoke><｜tool_call_end｜>\n<｜tool_call_begin｜>function<｜tool_sep｜>\n"
+        '<steptml:invoke name="get_time">\n<steptml:parameter name="zone">Europe/Paris'
+        "</steptml:parameter>\n</steptml:invoke>\n<｜tool_call_end｜><｜tool_calls_end｜> Done.",
+        text="I look.Done.",
+        calls=TWO,
+    ),
+    Sample(
+        "step3",
+        "<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜>none",
+        text="<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜>none",
+    ),
+    Sample(
+        "apertus",
+        'Well.<|tools_prefix|>[{"get_weather": {"city": "Paris", "days": 2}}, '
+        '{"get_time": {"zone": "Europe/Paris"}}]<|tools_suffix|> Done.',
+        text="Well.Done.",
+        calls=TWO,
+    ),
+    Sample(
+        "apertus",
+        '<|tools_prefix|>{ "get_weather" :\n{"city": "ü}]\\"", "more": [{"a": {}}]} }',
+        calls=[("get_weather", {"city": 'ü}]"', "more": [{"a": {}}]})],
+    ),
+    Sample(
+        "apertus",
+        '<|tools_prefix|>[{"get_weather": 7}]<|tools_suffix|>',
+        text='<|tools_prefix|>[{"get_weather": 7}]<|tools_suffix|>',
+    ),
+    Sample(
+        "functionary_v3",
+        'all\nLet me look.>>>get_weather\n{"city": "Paris", "days": 2}>>>get_time\n'
+        '{"zone": "Europe/Paris"}',
+        text="Let me look.",
+        calls=TWO,
+    ),
+    Sample("functionary_v3", 'get_weather\n{"city": "Paris"}', calls=[PARIS]),
+    Sample(
+        "functionary_v3",
+        "all\nIn Python:\n>>> x\n>>>f\nx",
+        text="In Python:\n>>> x\n>>>f\nx",
+    ),
+    Sample("functionary_v3", 'Ada\n{"born": 1815}', text='Ada\n{"born": 1815}'),
+    Sample(
+        "command_r",
+        'I look.\nAction:\n```json\n[\n    {\n        "tool_name": "get_weather",\n'
+        '        "parameters": {\n            "city": "Paris",\n            "days": 2\n        }\n'
+        '    },\n    {\n        "tool_name": "get_time",\n        "parameters": '
+        '{"zone": "Europe/Paris"}\n    }\n]```\n',
+        text="I look.",
+        calls=TWO,
+    ),
+    Sample(
+        "command_r",
+        'Action: ```json\n[{"tool_name": "get_weather", "parameters": {"city": "Paris"}}]\n```',
+        calls=[PARIS],
+    ),
+    Sample(
+        "command_r",
+        "Action:\n```json\n[1, 2]\n```",
+        text="Action:\n```json\n[1, 2]\n```",
+    ),
+    Sample(
+        "hunyuan_a13b",  # MiniMax M1
+        '<tool_calls>\n{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}\n'
+        '{"name": "get_time", "arguments": {"zone": "Europe/Paris"}}\n</tool_calls>',
+        calls=TWO,
     ),
 ]

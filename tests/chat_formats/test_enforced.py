@@ -212,3 +212,48 @@ def test_strict_tools_leave_text_alone_that_only_looks_like_the_beginning_of_a_c
     )
     assert fits(plan, "a <b> c <") and fits(plan, f"So <b>:\n\n{head}3")
     assert not fits(plan, "a ｜DSML｜") and not fits(plan, f"{head}true")
+
+
+def test_reasoning_between_special_tokens_may_come_before_strict_calls():
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    tokenizer = tokenizer_with(("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]"))
+    formats = ChatFormats.of(tokenizer, "mistral", "mistral")
+    plan = plan_chat(formats, [{"role": "user", "content": "x"}], use=parse_tool_use(strict))
+    thought, head = "[THINK]Hm.[/THINK]", '[TOOL_CALLS]get_weather[ARGS]{"days": '
+    assert fits(plan, thought + "Yes.") and fits(plan, f"{thought}Yes.{head}3")
+    assert fits(plan, f"Yes.{head}3") and not fits(plan, f"{thought}{head}true")
+
+
+K3_RESPONSE, K3_END = "<|open|>response<|sep|>", "<|close|>response<|sep|>"
+K3_CALL = (
+    '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+    '<|open|>argument key="days" type="number"<|sep|>3<|close|>argument<|sep|>'
+)
+
+
+def test_answers_of_kimi_k3_stand_in_their_channel_whatever_is_demanded():
+    tokenizer = tokenizer_with(("<|open|>", "<|close|>", "<|sep|>"))
+    formats, messages = ChatFormats.of(tokenizer, "kimi_k3", "kimi_k3"), [{"role": "user"}]
+    thought = "<|open|>think<|sep|>Hm.<|close|>think<|sep|>"
+
+    must = plan_chat(formats, messages, use=parse_tool_use(TOOLS, "required"))
+    assert fits(must, thought + K3_RESPONSE + K3_END + K3_CALL) and fits(must, K3_END + K3_CALL)
+    assert not fits(must, K3_CALL)
+
+    form = plan_chat(formats, messages, body=Body("%json {}"))
+    written = thought + K3_RESPONSE + '{"a": 1}'
+    assert fits(form, written) and parse_whole(form.parser(), written).text == '{"a": 1}'
+
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    may = plan_chat(formats, messages, use=parse_tool_use(strict))
+    answer = f"{K3_RESPONSE}Yes.{K3_END}"
+    assert fits(may, f"{thought}{answer}<|close|>message<|sep|>")
+    assert fits(may, answer + K3_CALL) and not fits(may, answer + K3_CALL.replace("3<", "true<"))
+
+
+def test_a_mark_before_answers_is_no_part_of_them_and_stands_before_a_form():
+    formats = ChatFormats.of(tokenizer_with(()), "functionary_v3", "none")
+    messages = [{"role": "user", "content": "x"}]
+    assert parse_whole(plan_chat(formats, messages).parser(), "all\nHello").text == "Hello"
+    plan = plan_chat(formats, messages, body=Body("%json {}"))
+    assert fits(plan, 'all\n{"a": 1}') and not fits(plan, '{"a": 1}')

@@ -20,6 +20,10 @@ def read(parser: ReplyParser, pieces: list[str]) -> list[Event]:
     return events + parser.finish()
 
 
+def read_events(parser: ReplyParser, written: str) -> list[Event]:
+    return [event for char in written for event in parser.feed(char)]
+
+
 def joined(events: list[Event]) -> list[object]:
     """Neighbouring texts and arguments as one."""
     found: list[object] = []
@@ -60,7 +64,7 @@ def test_where_the_text_is_cut_makes_no_difference(sample: Sample):
 def test_a_reply_that_breaks_off_never_raises_and_shows_no_markup_of_complete_calls(
     sample: Sample,
 ):
-    for end in range(len(sample.written)):
+    for end in range(0, len(sample.written), 1 + len(sample.written) // 250):
         written = sample.written[:end]
         by_character = read(make_parser(sample), list(written))
         assert joined(by_character) == joined(read(make_parser(sample), [written]))
@@ -70,9 +74,21 @@ def test_a_reply_that_breaks_off_never_raises_and_shows_no_markup_of_complete_ca
             assert isinstance(json.loads(call.arguments), dict)
 
 
-def test_arguments_of_json_formats_are_given_out_while_they_come():
-    parser = make_parser(Sample("hermes", ""))
-    parser.feed('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par')
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("hermes", '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par'),
+        ("mistral_list", '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Par'),
+        (
+            "cohere",
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", '
+            '"parameters": {"city": "Par',
+        ),
+    ],
+)
+def test_arguments_of_json_formats_are_given_out_while_they_come(name: str, before: str):
+    parser = make_parser(Sample(name, ""))
+    assert CallStart(0, "get_weather") in read_events(parser, before)
     (event,) = parser.feed("is and")
     assert event == CallArguments(0, "is and")
 
@@ -114,12 +130,33 @@ def test_halves_of_characters_reach_no_one_as_such(name: str, written: str):
     assert reply.text == written.replace("get_time", r"\ud83d") and not reply.calls
 
 
-def test_a_call_of_many_characters_between_tags_is_a_call():
-    written = f"<|tool_call_start|>[get_weather(city='{'Llanfair' * 600}')]<|tool_call_end|>"
+@pytest.mark.parametrize("num_words", [600, 20_000])
+def test_a_call_of_many_characters_between_tags_is_a_call(num_words: int):
+    city = "Llan\nfair" * num_words
+    written = f"<|tool_call_start|>[get_weather(city={city!r})]<|tool_call_end|>"
     parser = make_parser(Sample("lfm2", ""))
     parser.feed(written[:4500])
     (call,) = parse_whole(parser, written[4500:]).calls
-    assert json.loads(call.arguments) == {"city": "Llanfair" * 600}
+    assert json.loads(call.arguments) == {"city": city}
+
+
+def test_what_python_would_be_slow_to_read_stays_text():
+    written = f"<|tool_call_start|>[f(a=[{'1, ' * 30_000}])]<|tool_call_end|>"
+    assert parse_whole(make_parser(Sample("lfm2", "")), written).text == written
+
+
+def test_elements_of_one_name_within_each_other_end_where_they_end():
+    mark, depth = "]<]minimax[>[", 30
+    deep = f"{mark}<a>" * depth + "1" + f"{mark}</a>" * depth
+    written = f'{mark}<tool_call>{mark}<invoke name="get_weather">{deep}{mark}</invoke>'
+    (call,) = parse_whole(make_parser(Sample("minimax_m3", "")), written).calls
+    value = json.loads(call.arguments)
+    for _ in range(depth):
+        value = value["a"]
+    assert value == 1
+    far = f'{mark}<tool_call>{mark}<invoke name="get_weather">' + f"{mark}<a>" * 2000
+    (call,) = parse_whole(make_parser(Sample("minimax_m3", "")), far).calls
+    assert json.loads(call.arguments) == {"a": f"{mark}<a>" * 1999}
 
 
 @pytest.mark.parametrize(
@@ -152,20 +189,22 @@ def test_a_value_without_quotes_is_what_its_schema_allows(
     ("name", "before", "after", "limit"),
     [
         ("gemma4", "<|tool_call>call:get_weather{city:", "}<tool_call|>", 262144),
-        ("lfm2", "<|tool_call_start|>[get_weather(city='", "')]<|tool_call_end|>", 65536),
+        ("lfm2", "<|tool_call_start|>[get_weather(city='", "')]<|tool_call_end|>", 262144),
         ("glm45", "<tool_call>", "</tool_call>", 4096),
         ("hermes", '<tool_call>{"name": "', '", "arguments": {}, "id": 1}</tool_call>', 1024),
         ("pythonic", "[get_time", "()]", 4096),
+        ("functionary_v3", ">>>", "\n{}", 66),
     ],
 )
 def test_where_a_text_that_is_too_long_is_cut_makes_no_difference(
     name: str, before: str, after: str, limit: int
 ):
     filler = " " if name == "pythonic" else "x"
-    for length in range(limit - 60, limit + 3, 3):
+    for length in range(max(0, limit - 60), limit + 3, 3 if limit < 100_000 else 15):
         written = before + filler * length + after
         whole = joined(read(make_parser(Sample(name, "")), [written]))
-        pieces = [written[: limit - 80], *written[limit - 80 :]]
+        first = max(0, limit - 80)
+        pieces = [written[:first], *written[first:]]
         assert joined(read(make_parser(Sample(name, "")), pieces)) == whole
 
 
@@ -178,6 +217,12 @@ def test_where_a_text_that_is_too_long_is_cut_makes_no_difference(
         ("phi4_mini_json", "functools[{"),
         ("gemma4", '<|tool_call>call:a{b:x",c:"'),
         ("minimax_m2", "<minimax:tool_call><invoke name=" + " " * 4000 + '"a"b>'),
+        ("minimax_m3", "]<]minimax[>[<tool_call>]<]minimax[>[<invoke name=>"),
+        ("kimi_k3", "<|open|>call tool=<|sep|>"),
+        ("apertus", '<|tools_prefix|>[{"a'),
+        ("step3", "<｜tool_calls_begin｜><steptml:invoke name=>"),
+        ("functionary_v3", ">>>a\n"),
+        ("command_r", 'Action:\n```json\n[{"tool_name": "a'),
     ],
 )
 def test_a_reply_of_nothing_but_beginnings_of_calls_is_text(name: str, unit: str):

@@ -38,6 +38,17 @@ CASES = [
     ("cohere", False, "Yes.<|END_RESPONSE|>", "", "Yes."),
     ("cohere", True, "Hm.<|END_THINKING|><|START_TEXT|>Yes.<|END_TEXT|>", "Hm.", "Yes."),
     ("apriel", True, "\nHm.\n[BEGIN FINAL RESPONSE]\nYes.\n[END FINAL RESPONSE]", "Hm.", "Yes."),
+    ("minimax_m3", False, "<mm:think>\nHm.\n</mm:think>\n\nYes.", "Hm.", "Yes."),
+    ("apertus", False, "<|inner_prefix|>Hm.<|inner_suffix|>Yes.", "Hm.", "Yes."),
+    (
+        "kimi_k3",
+        True,
+        "Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes. <|close|>response<|sep|>"
+        "<|close|>message<|sep|>",
+        "Hm.",
+        "Yes.",
+    ),
+    ("kimi_k3", False, "Yes.<|close|>response<|sep|><|close|>message<|sep|>", "", "Yes."),
     ("longcat", False, "<longcat_think>\nHm.\n</longcat_think>\nYes.", "Hm.", "Yes."),
 ]
 
@@ -148,6 +159,14 @@ def test_special_tokens_that_are_no_marks_do_not_show():
         ("<TOOLCALL>[{{ tool_call }}]</TOOLCALL> <think></think>", "nemotron_json", "think"),
         ("<|START_THINKING|> <|START_ACTION|>[", "cohere", "cohere"),
         ('<|start_header_id|> {"name": f, "parameters": d}', "llama3_json", None),
+        ("'<tool_sep{}>' '<arg_key{}>' {% set HYTK = ':x' %} '<think{}>'", "hy_v3", "hy_v3"),
+        ("'<tool_calls{}>' '<arg_key{}>' {% set HYTK = ':6c' %} '<think{}>'", "hy_v4", "hy_v3"),
+        ("'<|open|>' + tag + '<|sep|>'", "kimi_k3", "kimi_k3"),
+        ("']<]minimax[>[' '<tool_call>' '<mm:think>' '</mm:think>'", "minimax_m3", "minimax_m3"),
+        ("<｜tool_calls_begin｜> <think>", "step3", "think"),
+        ("'<|inner_prefix|>' '<|inner_suffix|>' '<|tools_prefix|>'", "apertus", "apertus"),
+        (r"<|start_header_id|> '>>>all\n' + content", "functionary_v3", None),
+        (r'Action:\n```json\n[ "tool_name": name', "command_r", None),
         ("nothing about tools", "hermes", None),
     ],
 )
@@ -155,6 +174,36 @@ def test_formats_are_found_by_the_chat_template(template: str, tools: str, think
     assert find_tool_format("auto", template).names[0] == tools
     found = find_think_format("auto", template)
     assert (found.names[0] if found else None) == think
+
+
+def test_tags_of_hunyuan_end_with_the_suffix_that_the_template_names():
+    template = "{%- set HYTK = ':ab-1' %} '<think{}>' '<tool_calls{}>' '<tool_sep{}>' '<arg_key{}>'"
+    tools, think = find_tool_format("auto", template), find_think_format("auto", template)
+    assert think is not None and tools.names == ("hy_v3",)
+    assert think.begins_inside("<｜hy_Assistant:ab-1｜><think:ab-1>")
+    assert not think.begins_inside("<｜hy_Assistant:ab-1｜><think:ab-1></think:ab-1>")
+    special = [*tools.marks, "<think:ab-1>", "</think:ab-1>", "<｜hy_eos:ab-1｜>"]
+    parser = ReplyParser(tools, think, begins_inside=True, tools=TOOLS, special=special)
+    reply = parse_whole(
+        parser,
+        "Hm.</think:ab-1>Yes.<tool_calls:ab-1>\n<tool_call:ab-1>get_time<tool_sep:ab-1>\n"
+        "<arg_key:ab-1>zone</arg_key:ab-1>\n<arg_value:ab-1><tool_call></arg_value:ab-1>\n"
+        "</tool_call:ab-1>\n</tool_calls:ab-1><｜hy_eos:ab-1｜>",
+    )
+    assert (reply.reasoning, reply.text) == ("Hm.", "Yes.")
+    assert [(c.name, c.arguments) for c in reply.calls] == [("get_time", '{"zone": "<tool_call>"}')]
+
+
+def test_marks_made_of_special_tokens_keep_these_tokens():
+    think = find_think_format("kimi_k3", "")
+    special = ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>")
+    parser = ReplyParser(None, think, begins_inside=True, special=special)
+    written = (
+        "Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes.<|close|>response<|sep|>"
+        "<|close|>message<|sep|><|end_of_msg|>"
+    )
+    reply = parse_whole(parser, written)
+    assert (reply.reasoning, reply.text) == ("Hm.", "Yes.")
 
 
 @pytest.mark.parametrize("name", ["deepseek_r1", "minimax_m2", "nemotron"])
