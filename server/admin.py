@@ -73,7 +73,7 @@ def add_admin_routes(app: FastAPI, context_of: Callable[[Request], Context]) -> 
 
     @app.post("/admin/kv/clear")
     async def clear(request: Request, body: ClearBody) -> Response:
-        tiers = None if body.tiers == [ALL] else body.tiers
+        tiers = None if ALL in body.tiers else body.tiers
         return await ask(request, "kv_clear", tiers=tiers, stale=body.stale)
 
     @app.post("/admin/kv/pin")

@@ -110,10 +110,12 @@ def _tiers(stats: KVStats) -> Iterator[Metric]:
     yield _gauges("kv_resident_blocks", "blocks that can be found", tier, blocks_of)
     bounds = {(one.name,): one.max_bytes for one in tiers}
     yield _gauges("kv_max_bytes", "budget; 0: not bounded here", tier, bounds)
-    pins = {(one.name,): one.num_pinned for one in tiers[:2]}
+    pins = {(one.name,): one.num_pinned for one in tiers}
     yield _gauges("kv_pinned_blocks", "blocks that may not be evicted", tier, pins)
-    evicted = {(one.name,): one.num_evicted for one in tiers[:2]}
+    evicted = {(one.name,): one.num_evicted for one in tiers}
     yield _counters("kv_evicted_blocks", "blocks that left to make room", tier, evicted)
+    damaged = {(one.name,): one.num_damaged for one in tiers[2:]}
+    yield _counters("kv_damaged_records", "records that a store found damaged", tier, damaged)
     yield _counter(
         "kv_queried_tokens", "tokens of requests that looked for cached ones", stats.queried_tokens
     )

@@ -64,6 +64,8 @@ def _tiers(where: Where) -> Tiers:
     if where.kv_store is None:
         from jaxserve.cli.kv_remote import ServerTiers
 
+        if where.kv_key_file is not None or where.kv_key_folder is not None:
+            raise ConfigError("--kv-key-file and --kv-key-folder go with --kv-store")
         key = where.admin_key or os.environ.get("JAXSERVE_ADMIN_KEY")
         return ServerTiers(where.server or SERVER, key)
     if where.server is not None:
@@ -87,11 +89,13 @@ def stat(*, where: Where) -> int:
     if "tiers" in body:
         _show(where, body, [str(KVStats.from_json(body))])
         return 0
-    size = f"{body['num_records']:,} records, {show_bytes(body['num_bytes'])}"
+    size = f"{_count(body['num_records'], 'record')}, {show_bytes(body['num_bytes'])}"
     lines = [f"{body['store']}: {size}, oldest {_age(body['oldest_s'])}"]
-    lines.append(f"  {body['num_tenants']:,} tenants, {body['num_expired']:,} records expired")
+    lines.append(f"  {_count(body['num_tenants'], 'tenant')}")
+    if body["num_expired"]:
+        lines[-1] += f", {_count(body['num_expired'], 'record')} expired"
     for namespace, count in body["namespaces"].items():
-        lines.append(f"  namespace {namespace}: {count:,} records")
+        lines.append(f"  namespace {namespace}: {_count(count, 'record')}")
     _show(where, body, lines)
     return 0
 
@@ -167,7 +171,7 @@ def verify(
     for check in body["stores"]:
         verdicts = ", ".join(f"{count:,} {what}" for what, count in check["verdicts"].items())
         lines.append(
-            f"{check['store']}: {check['num_records']:,} records, "
+            f"{check['store']}: {_count(check['num_records'], 'record')}, "
             f"{show_bytes(check['num_bytes'])} in {check['seconds']:.1f} s: {verdicts or 'nothing'}"
         )
         if check["num_damaged"]:
@@ -188,7 +192,8 @@ def verify(
                 largest += f"{again['max_abs_difference']:.2g} in one element"
             lines.append(f"  largest difference: {largest}")
         lines += [f"  {again['note']}"] if again["note"] else []
-    lines.append("damage was found" if body["is_damaged"] else "nothing is damaged")
+    verdict = "damage was found" if body["is_damaged"] else "nothing is damaged"
+    lines.append(verdict + ("" if body["is_complete"] else ", as far as it was read"))
     _show(where, body, lines)
     return EXIT_DAMAGED if body["is_damaged"] or not body["is_complete"] else 0
 
@@ -208,7 +213,7 @@ def clear(
     """Remove all blocks of tiers."""
     with closing(_tiers(where)) as opened:
         body = opened.clear(tiers, stale)
-    lines = [f"device: {body['device_blocks']:,} blocks, host: {body['host_blocks']:,} blocks"]
+    lines = [_in_memory(body)]
     _show(where, body, (lines if where.kv_store is None else []) + _erasures(body))
     return 0 if body["is_complete"] else 1
 
@@ -232,9 +237,9 @@ def pin(
         raise ConfigError("nothing to pin: give hashes or --prompt")
     with closing(_tiers(where)) as tiers:
         body = tiers.pin(hashes or [], prompt, cache_salt, not undo)
-    what = "pinned" if body["pinned"] else "unpinned"
-    counts = ", ".join(f"{count:,} in {tier}" for tier, count in body["by_tier"].items())
-    lines = [f"{what} of {body['num_blocks']:,} blocks: {counts}"]
+    what = "pinned" if body["pinned"] else "no longer pinned"
+    counts = ", ".join(f"{count:,} {what} in {tier}" for tier, count in body["by_tier"].items())
+    lines = [f"of {_count(body['num_blocks'], 'block')}: {counts}"]
     _show(where, body, lines + ([body["note"]] if body["note"] else []))
     return 1 if body["note"] else 0
 
@@ -257,13 +262,13 @@ def erase(
     lines = [f"erased tenant {body['tenant']} at {at}, in {body['seconds']:.2f} s"]
     if where.kv_store is None:
         lines.append(
-            f"device: {body['device_blocks']:,} blocks, host: {body['host_blocks']:,} blocks"
+            _in_memory(body)
             + ("" if body["is_exact"] else " (of everybody: whose they were was not known)")
         )
     lines += _erasures(body)
     lines.append(f"key: {body['key']}")
     if body["live_requests"]:
-        lines.append(f"{body['live_requests']:,} live requests go on; nothing is kept of them")
+        lines.append(f"{_count(body['live_requests'], 'request')} live; nothing is kept of these")
     _show(where, body, lines)
     return 0 if body["is_complete"] else 1
 
@@ -272,7 +277,7 @@ def _erasures(body: dict[str, Any]) -> list[str]:
     from jaxserve.kv.stats import show_bytes
 
     return [
-        f"{one['store']}: {one['num_records']:,} records, {show_bytes(one['num_bytes'])}"
+        f"{one['store']}: {_count(one['num_records'], 'record')}, {show_bytes(one['num_bytes'])}"
         + (f": {one['error']}" if one["error"] else "")
         for one in body["stores"]
     ]
@@ -286,6 +291,15 @@ def _read_prompts(path: str) -> list[Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON lines: {error}") from error
+
+
+def _in_memory(body: dict[str, Any]) -> str:
+    device, host = _count(body["device_blocks"], "block"), _count(body["host_blocks"], "block")
+    return f"device: {device}, host: {host}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _age(at_s: float) -> str:

@@ -20,8 +20,9 @@ from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.envelope import NO_TENANT, tenant_digest
 from jaxserve.kv.keys import KeyFolder, MasterKey
 from jaxserve.kv.reports import BlockList, ClearReceipt, EraseReceipt, PinReceipt, VerifyReport
+from jaxserve.kv.stores.disk_options import parse_disk_url
 from jaxserve.kv.stores.tasks import Outcome
-from jaxserve.kv.stores.url import open_worker
+from jaxserve.kv.stores.url import open_worker, parse_address
 from jaxserve.kv.upkeep import entry_of, is_encrypted, remove, scan, verify_store, wait_for
 from jaxserve.progress import Progress
 
@@ -57,7 +58,7 @@ class StoreTiers:
         """What is in the store, by namespace and tenant."""
         now_s = time.time()
         namespaces, tenants = Counter[str](), Counter[str]()
-        num_expired = oldest_s = 0
+        num_expired, oldest_s = 0, 0.0
         for info in scan(self._worker):
             namespaces[info.namespace.hex()] += 1
             tenants["" if info.tenant == NO_TENANT else info.tenant.hex()] += 1
@@ -76,6 +77,8 @@ class StoreTiers:
 
     def ls(self, limit: int, prefix: str) -> dict[str, Any]:
         """`BlockList.as_json`."""
+        if len(prefix) > 64 or set(prefix.lower()) - set("0123456789abcdef"):
+            raise ConfigError(f"--prefix is {prefix!r:.80}; expected the first hex digits of names")
         wanted = (
             entry_of(info, (self._worker.name,), None)
             for info in scan(self._worker)
@@ -96,6 +99,7 @@ class StoreTiers:
             check = verify_store(
                 self._worker,
                 keys=self._keys,
+                is_just_opened=True,
                 progress=lambda done: report("records", done, max(total, done)),
             )
         return VerifyReport((check,)).as_json()
@@ -119,14 +123,16 @@ class StoreTiers:
         """`PinReceipt.as_json`."""
         if prompt is not None:
             raise ConfigError("a prompt's blocks have names only under a model: give hashes")
-        names = [_name(text) for text in hashes]
+        names = list({_name(text): None for text in hashes})
         outcome: Outcome[int] | None = wait_for(
             lambda done: self._worker.submit_alone(lambda store: store.pin(names, pinned), done)
         )
         if outcome is None or not outcome.values:
-            raise StoreError(f"The store {self._worker.name} did not answer.")
+            why = "it is closing" if outcome is None else outcome.error or outcome.reason
+            raise StoreError(f"The store {self._worker.name} did not answer: {why}")
         by_tier = {self._worker.name: outcome.values[0]}
-        return PinReceipt(len(names), pinned, by_tier).as_json()
+        note = "" if outcome.values[0] else "the store has none of these blocks"
+        return PinReceipt(len(names), pinned, by_tier, note).as_json()
 
     def erase(self, cache_salt: str) -> dict[str, Any]:
         """`EraseReceipt.as_json`."""
@@ -166,10 +172,15 @@ def for_upkeep(url: str) -> str:
     Raises:
         ConfigError: it lies on this machine and is not there.
     """
+    if len(url.split()) > 1:
+        raise ConfigError(f"--kv-store names {len(url.split())} stores; expected one")
+    address = parse_address(url)
     parts = urlsplit(url)
     scheme = parts.scheme.removeprefix("fault+")
     if scheme == "memory":
         raise ConfigError("a store in memory ends with its process: there is nothing to look at")
+    if parts.scheme == "file":
+        parse_disk_url(address.url)  # now, while it is what was typed
     if scheme in ("file", "objects+file") and not Path(unquote(parts.path)).is_dir():
         raise ConfigError(f"there is no store at {unquote(parts.path)}")
     kept = [pair for pair in parse_qsl(parts.query) if pair[0] not in NOT_OURS]
@@ -183,8 +194,11 @@ def _key_folder(master: MasterKey, folder: str | None) -> KeyFolder:
     if folder is None and root is None:
         raise ConfigError("there is no home with the tenants' keys: give --kv-key-folder")
     path = Path(folder) if folder is not None else Path(str(root)) / "kv-keys"
-    if not path.is_dir():
-        raise ConfigError(f"there is no key folder {path}: give --kv-key-folder")
+    if not KeyFolder.is_one(path):
+        raise ConfigError(
+            f"there is no key folder {path}: give the one that the store's server has, with "
+            "--kv-key-folder"
+        )
     return KeyFolder(path, master)
 
 

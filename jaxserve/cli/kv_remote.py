@@ -28,10 +28,14 @@ class ServerTiers:
                 "a running server wants its admin key: give --admin-key or JAXSERVE_ADMIN_KEY (or "
                 "--kv-store URL for a store that no server uses)"
             )
+        if not admin_key.strip().isprintable():
+            raise ConfigError("the admin key has characters that no key has, such as line ends")
         self.url = url.rstrip("/").removesuffix("/v1")
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"--server is {url!r:.200}; expected a URL such as http://host:8000")
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {admin_key}"},
+            headers={b"Authorization": f"Bearer {admin_key.strip()}".encode()},
             timeout=TIMEOUT_S,
             transport=transport,
         )
@@ -74,7 +78,8 @@ class ServerTiers:
             raise JaxserveError(f"no answer from {self.url}: {error}") from error
         if response.status_code == 404:
             raise JaxserveError(
-                f"{self.url} has no admin routes: start the server with --admin-key"
+                f"{self.url} has no admin routes: start the server with --admin-key, and give "
+                "--server its address, such as http://host:8000"
             )
         try:
             body = response.json()

@@ -212,6 +212,12 @@ class KVAdmin:
                 )
         start_s, lower = time.monotonic(), self._engine.lower
         keep = lower.namespace if stale and lower is not None else None
+        if stale and not set(chosen) - {DEVICE, HOST}:
+            raise RequestError(
+                "stale is about what others left in stores: device and host have only what the "
+                "running model can use",
+                param="stale",
+            )
         with self._alone():
             device, host = DEVICE in chosen and not stale, HOST in chosen and not stale
             forgotten = self._run(lambda: self._control.clear(device, host))
@@ -242,23 +248,26 @@ class KVAdmin:
         if prompt is not None:
             known = KnownPrompt(array("i", self._encode(prompt)), cache_salt)
             names += self._run(lambda: self._control.names_of(known))
+        names = list(dict.fromkeys(names))
         if not names:
             raise RequestError(
                 "nothing to pin: give hashes, or a prompt of at least one full block",
                 param="prompt" if prompt is not None else "hashes",
             )
         by_tier = {HOST: self._run(lambda: self._control.pin(names, pinned))}
-        failed: list[str] = []
+        notes: list[str] = []
         for worker in self._control.workers:
             outcome: Outcome[int] | None = wait_for(
                 lambda done, w=worker: w.submit_alone(lambda store: store.pin(names, pinned), done)
             )
             if outcome is None or not outcome.values:
-                failed.append(worker.name)
+                why = "it is closing" if outcome is None else outcome.error or outcome.reason
+                notes.append(f"{worker.name} did not answer: {why}")
             else:
                 by_tier[worker.name] = outcome.values[0]
-        note = f"no answer from {', '.join(failed)}" if failed else ""
-        return PinReceipt(len(names), pinned, by_tier, note)
+        if not notes and not any(by_tier.values()):
+            notes.append("no tier has any of these blocks")
+        return PinReceipt(len(names), pinned, by_tier, "; ".join(notes))
 
     def erase(self, cache_salt: str) -> EraseReceipt:
         """Remove everything of a tenant from all tiers, and destroy its key.

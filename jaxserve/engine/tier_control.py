@@ -117,11 +117,19 @@ class TierControl:
                 num_pinned=host.num_pinned,
             )
         ]
-        for name, reader in self._usage.items():
-            usage, is_fresh = reader.read()
+        for worker in self.workers:
+            name = worker.name
+            usage, is_fresh = self._usage[name].read()
             tiers.append(
                 TierStats(
-                    name, usage.num_records, usage.num_bytes, usage.max_bytes, is_known=is_fresh
+                    name,
+                    usage.num_records,
+                    usage.num_bytes,
+                    usage.max_bytes,
+                    usage.num_evicted,
+                    usage.num_pinned,
+                    usage.num_damaged,
+                    is_known=is_fresh and worker.stats().load_breaker == "closed",
                 )
             )
         return tiers

@@ -144,6 +144,14 @@ class KeyFolder:
         except OSError as error:
             raise StoreError(f"Cannot use the key folder {folder}: {error.strerror}.") from error
 
+    @staticmethod
+    def is_one(folder: str | Path) -> bool:
+        """Whether a key folder is there already. Raises StoreError if that cannot be seen."""
+        try:
+            return (Path(folder) / _CHECK_FILE).is_file()
+        except OSError as error:
+            raise StoreError(f"Cannot use the key folder {folder}: {error.strerror}.") from error
+
     def find(self, tenant: bytes) -> AESGCM | None:
         """The tenant's key if it has one that can be read."""
         with self._lock:

@@ -24,7 +24,9 @@ class TierStats:
         max_bytes: the tier's budget; 0: it is not bounded here.
         num_evicted: blocks that left to make room; stores that do not say: 0.
         num_pinned: blocks that may not be evicted; stores that do not say: 0.
-        is_known: False if a store did not answer in time; then the numbers are the last known.
+        num_damaged: records that a store found not to be what was written, and dropped.
+        is_known: False if a store did not answer in time, or is left alone because it fails; then
+            the numbers are the last known.
     """
 
     name: str
@@ -33,6 +35,7 @@ class TierStats:
     max_bytes: int
     num_evicted: int = 0
     num_pinned: int = 0
+    num_damaged: int = 0
     is_known: bool = True
 
 
@@ -131,13 +134,19 @@ class KVStats:
             f"moved: {show_bytes(self.saved_bytes)} to the host, "
             f"{show_bytes(self.loaded_bytes)} back; dropped saves: {self.dropped_saves:,}"
         )
+        damaged = {tier.name: tier.num_damaged for tier in self.tiers}
         for store in self.stores:
             one = store.worker
+            notes = [f"{damaged[store.name]:,} damaged"] if damaged.get(store.name) else []
+            for what, breaker in (("loads", one.load_breaker), ("writes", one.write_breaker)):
+                notes += (
+                    [] if breaker == "closed" else [f"{what} {_BREAKERS.get(breaker, breaker)}"]
+                )
             lines.append(
                 f"{store.name}: {show_bytes(one.bytes_written)} written, "
-                f"{show_bytes(one.bytes_read)} read, {one.dropped_writes:,} writes dropped, "
-                f"loads {one.load_breaker}, writes {one.write_breaker}, "
-                f"queue {one.queued_loads} + {one.queued_writes}"
+                f"{show_bytes(one.bytes_read)} read, {one.dropped_writes:,} writes dropped; "
+                f"waiting: {one.queued_loads:,} loads, {one.queued_writes:,} writes"
+                + "".join(f"; {note}" for note in notes)
             )
         for title, counts in (("plans", self.decisions), ("records read", self.verdicts)):
             if any(counts.values()):
@@ -145,6 +154,12 @@ class KVStats:
                     f"{title}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
                 )
         return "\n".join(lines)
+
+
+_BREAKERS = {
+    "open": "given up for now: the store fails",
+    "half_open": "being tried again",
+}
 
 
 def _worker(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def verify_store(
     namespace: bytes | None = None,
     payload_bytes: int = 0,
     keys: KeyFolder | None = None,
+    is_just_opened: bool = False,
     progress: Callable[[int], object] = lambda num_records: None,
 ) -> StoreCheck:
     """Read and check every record; delete what is damaged.
@@ -58,10 +59,12 @@ def verify_store(
 
     Args:
         namespace, payload_bytes: what records of this namespace must hold, if one is known.
+        is_just_opened: what the store found damaged when it was opened is part of the report.
         progress: told how many records have been read so far.
     """
     start_s, verdicts = time.monotonic(), Counter[str]()
     own_before = _found_by_itself(worker.store)
+    at_opening = own_before if is_just_opened else 0
     damaged: list[BlockHash] = []
     num_records = num_bytes = num_gone = 0
     error = ""
@@ -85,6 +88,11 @@ def verify_store(
     if num_own:
         verdicts[Verdict.CORRUPT.value] += num_own
         num_gone -= num_own
+    if at_opening:
+        verdicts[Verdict.CORRUPT.value] += at_opening
+    if is_just_opened and not error:
+        error = _lost_files(worker.store)
+    num_own += at_opening
     num_deleted = num_own
     if damaged:
         erasure = remove(worker, lambda store: store.delete(damaged))
@@ -107,6 +115,12 @@ def _found_by_itself(store: Store) -> int:
     stats = getattr(store, "stats", None)
     counts = None if stats is None else stats()
     return getattr(counts, "num_corrupt", 0) + getattr(counts, "num_io_errors", 0)
+
+
+def _lost_files(store: Store) -> str:
+    counts = getattr(store, "stats", lambda: None)()
+    count = getattr(counts, "num_lost_files", 0)
+    return f"files that were of no use any more, with all in them: {count}" if count else ""
 
 
 class _Reader:
@@ -255,7 +269,8 @@ def erasure_of(worker: StoreWorker, outcome: Outcome[EraseCount] | None) -> Stor
     if outcome is None:
         return StoreErasure(worker.name, 0, 0, "the store is closing")
     if not outcome.values:
-        return StoreErasure(worker.name, 0, 0, f"the store did not confirm: {outcome.reason}")
+        why = outcome.error or outcome.reason
+        return StoreErasure(worker.name, 0, 0, f"the store did not confirm: {why}")
     (count,) = outcome.values
     return StoreErasure(worker.name, count.num_records, count.num_bytes)
 
@@ -293,5 +308,6 @@ def _check(worker: StoreWorker, outcome: Outcome[T] | None) -> Outcome[T]:
     if outcome is None:
         raise StoreError(f"The store {worker.name} takes no reads now; try again later.")
     if outcome.reason is not Reason.OK:
-        raise StoreError(f"The store {worker.name} did not answer: {outcome.reason}.")
+        why = outcome.error.rstrip(".") or outcome.reason
+        raise StoreError(f"The store {worker.name} did not answer: {why}.")
     return outcome

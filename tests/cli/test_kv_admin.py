@@ -68,7 +68,7 @@ def offline(capsys: Capture, disk: Path, *argv: str) -> dict[str, Any]:
 def test_a_store_is_described_and_listed_without_a_server(disk: Path, capsys: Capture):
     assert kv("stat", "--kv-store", f"file://{disk}?max_bytes=1MiB") == 0
     out = capsys.readouterr().out
-    assert "disk: 12 records" in out and "2 h old" in out and "1 tenants" in out
+    assert "disk: 12 records" in out and "2 h old" in out and "1 tenant\n" in out
     assert f"namespace {SPACE.hex()}: 12 records" in out
     assert kv("ls", "--kv-store", f"file://{disk}", "--limit", "5") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -108,11 +108,34 @@ def test_verify_finds_a_flipped_bit_on_the_disk_and_exits_with_1(disk: Path, cap
     assert offline(capsys, disk, "verify")["stores"][0]["verdicts"] == {"ok": 11}
 
 
+def test_verify_counts_what_was_found_damaged_when_the_store_was_opened(
+    disk: Path, capsys: Capture
+):
+    """A damaged entry or file header hides its records, so that reading all records is no proof."""
+    (path,) = disk.iterdir()
+    for at, outcome in ((4096 + 272 + 30, {"ok": 11, "corrupt": 1}), (20, {})):
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(b"?!")
+        body = offline(capsys, disk, "verify")
+        assert body["code"] == 1 and body["stores"][0]["verdicts"] == outcome
+        assert body["is_damaged"] == bool(outcome) != bool(body["stores"][0]["error"])
+        assert offline(capsys, disk, "verify")["code"] == 0, "it is gone now"
+
+
+def test_an_option_of_the_url_that_is_wrong_is_told_as_it_was_typed(disk: Path, capsys: Capture):
+    assert kv("stat", "--kv-store", f"file://{disk}?max_byte=1GiB") == 2
+    err = capsys.readouterr().err
+    assert "?max_byte=1GiB has an unknown option" in err and "TiB" not in err
+
+
 def test_pin_erase_and_clear_without_a_server(
     disk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ):
     names = [(bytes([number]) * 32).hex() for number in (0, 5, 99)]
     assert offline(capsys, disk, "pin", *names)["by_tier"] == {"disk": 2}
+    missing = offline(capsys, disk, "pin", names[2], names[2])
+    assert missing["code"] == 1 and missing["num_blocks"] == 1 and "none of" in missing["note"]
     monkeypatch.setattr("sys.stdin", io.StringIO("acme\n"))
     receipt = offline(capsys, disk, "erase", "-")
     assert receipt["code"] == 0 and receipt["is_complete"] and receipt["key"] == "not encrypted"
@@ -137,6 +160,11 @@ def test_an_encrypted_store_is_checked_and_erased_with_the_master_key(
         patch.delenv("JAXSERVE_KV_KEY")
         assert kv("erase", "acme", "--kv-store", f"file://{tmp_path / 'disk'}") == 2
     assert "named under the master key: give it" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir(mode=0o700)
+    argv = ("--kv-store", f"file://{tmp_path}/disk", "--kv-key-folder", str(tmp_path / "empty"))
+    assert kv("erase", "acme", *argv) == 2, "a wrong folder would say that there was no key"
+    assert "there is no key folder" in capsys.readouterr().err
+    assert not list((tmp_path / "empty").iterdir())
     receipt = offline(capsys, tmp_path / "disk", "erase", "acme", *more)
     assert receipt["key"] == "destroyed" and receipt["stores"][0]["num_records"] == 4
     keys = KeyFolder(tmp_path / "keys", master)
@@ -152,6 +180,10 @@ def test_an_encrypted_store_is_checked_and_erased_with_the_master_key(
     [
         (["stat"], "wants its admin key"),
         (["stat", "--server", "http://127.0.0.1:9", "--admin-key", "k"], "no answer from"),
+        (["stat", "--server", "host:8000", "--admin-key", "k"], "expected a URL such as http"),
+        (["stat", "--kv-key-folder", "x", "--admin-key", "k"], "go with --kv-store"),
+        (["stat", "--kv-store", "file:///a s3://b"], "names 2 stores; expected one"),
+        (["stat", "--kv-store", "file://a/b"], "expected file:///folder"),
         (["stat", "--server", "x", "--kv-store", "file:///y"], "either --server or --kv-store"),
         (["stat", "--kv-store", "file:///nowhere/at/all"], "there is no store at"),
         (["stat", "--kv-store", "memory://"], "nothing to look at"),
@@ -178,6 +210,7 @@ def test_wrong_options_are_one_line(capsys: Capture, argv: list[str], message: s
         (["clear", "host"], "this store is called disk"),
         (["pin", "--prompt", "x"], "only under a model"),
         (["pin", "xyz"], "is no block hash"),
+        (["ls", "--prefix", "xyz"], "expected the first hex digits"),
     ],
 )
 def test_what_needs_a_model_says_so(disk: Path, capsys: Capture, argv: list[str], message: str):
@@ -234,14 +267,23 @@ def test_every_command_works_on_a_running_server(server: list[str], capsys: Capt
     assert "disk: 12 records" in out and "nothing is damaged" in out
     assert "recomputed: 4 copies compared" in out and " 0 wrong" in out
     assert kv("pin", first.split()[0], *server) == 0
-    assert "pinned of 1 blocks: 1 in host, 1 in disk" in capsys.readouterr().out
+    assert "of 1 block: 1 pinned in host, 1 pinned in disk" in capsys.readouterr().out
+    assert kv("stat", *server) == 0
+    assert [line.split()[-2] for line in capsys.readouterr().out.splitlines()[1:4]] == list("011")
+    assert kv("pin", "ab" * 32, *server) == 1
+    assert "no tier has any of these blocks" in capsys.readouterr().out
+    assert kv("clear", "disk", "device", "--stale", *server) == 0
+    assert kv("clear", "device", "--stale", *server) == 1
+    assert "device and host have only what" in capsys.readouterr().err
     assert kv("erase", "acme", *server) == 0
     out = capsys.readouterr().out
     assert "device: 6 blocks, host: 6 blocks" in out and "disk: 6 records" in out
-    assert kv("clear", "all", *server) == 0
+    assert kv("clear", "device", "all", *server) == 0
     assert "disk: 6 records" in capsys.readouterr().out
 
 
-def test_the_wrong_admin_key_is_told(server: list[str], capsys: Capture):
-    assert kv("stat", *server[:2], "--admin-key", "wrong") == 1
-    assert "a valid admin key is required" in capsys.readouterr().err
+@pytest.mark.parametrize("key", ["wrong", "b\u00f6ss", "bo\x00ss"])
+def test_the_wrong_admin_key_is_told(server: list[str], capsys: Capture, key: str):
+    assert kv("stat", *server[:2], "--admin-key", key) in (1, 2)
+    err = capsys.readouterr().err
+    assert err.startswith("jaxserve: error: ") and err.count("\n") == 1 and "admin key" in err

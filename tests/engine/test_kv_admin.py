@@ -290,3 +290,15 @@ def test_a_difference_is_measured_in_the_numbers_that_bytes_mean():
     broken = compare([block], [np.full_like(block, np.nan)], block.dtype)
     assert broken is not None and broken.relative_error == float("inf")
     assert compare([block], [None], block.dtype) is None
+
+
+def test_numbers_of_a_store_that_fails_are_marked_as_old(tmp_path: Path):
+    engine = make_engine(kv_host_bytes=1 << 20, kv_store="fault+memory://?error_rate=1")
+    with LLM(engine=engine) as llm:
+        assert "?" not in str(llm.kv.stat()) and llm.kv.stat().tiers[2].is_known
+        receipt = llm.kv.pin(["ab" * 32])
+        assert receipt.note == "memory did not answer: store memory fails as planned"
+        ask(llm)
+        for _ in range(3):
+            llm.kv.ls()
+        assert "?" in str(llm.kv.stat()) and not llm.kv.stat().tiers[2].is_known

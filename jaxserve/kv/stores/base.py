@@ -58,11 +58,20 @@ class PutStatus(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StoreUsage:
-    """How full a store is; `max_bytes` 0 means that its size is not bounded here."""
+    """How full a store is; `max_bytes` 0 means that its size is not bounded here.
+
+    Attributes:
+        num_evicted, num_damaged: records that left to make room, or turned out not to be what was
+            written, since this process opened the store. What it cannot know is 0.
+        num_pinned: records that are protected from eviction.
+    """
 
     num_records: int
     num_bytes: int
     max_bytes: int
+    num_evicted: int = 0
+    num_pinned: int = 0
+    num_damaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)

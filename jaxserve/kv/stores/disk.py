@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +28,12 @@ from jaxserve.kv.stores.base import (
     SealedRecord,
     StoreUsage,
 )
+from jaxserve.kv.stores.disk_erasure import give_back, overwrite, take_slots
 from jaxserve.kv.stores.disk_folder import lock_folder
 from jaxserve.kv.stores.disk_index import DiskIndex, Place
 from jaxserve.kv.stores.disk_io import IOThreads
 from jaxserve.kv.stores.disk_options import DiskOptions, DiskStats, parse_disk_url
-from jaxserve.kv.stores.disk_segment import Segment, runs_of, split_bytes
+from jaxserve.kv.stores.disk_segment import Segment, split_bytes
 from jaxserve.kv.stores.disk_transfers import Read, Write, align, read_task, runs, write_task
 
 _LOG = logging.getLogger(__name__)
@@ -69,13 +70,13 @@ class DiskStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._writing: dict[BlockHash, Write] = {}
-        self._num_corrupt = 0
         self._num_io_errors = 0
         self._warn_at_s = time.monotonic()
         self._folder = Path(folder)
         self._folder_descriptor = lock_folder(self._folder)
         try:
             self._index, self.is_read_only = self._open_index()
+            self._num_corrupt = sum(segment.num_damaged for segment in self._index.segments)
         except BaseException:
             os.close(self._folder_descriptor)
             raise
@@ -213,7 +214,9 @@ class DiskStore:
     def usage(self) -> StoreUsage:
         with self._lock:
             self._check_open()
-            return StoreUsage(len(self._index), self._index.record_bytes, self.options.max_bytes)
+            index, max_bytes = self._index, self.options.max_bytes
+            counts = index.num_evicted, len(index.pinned), self._num_corrupt
+            return StoreUsage(len(index), index.record_bytes, max_bytes, *counts)
 
     def stats(self) -> DiskStats:
         """Counters and size, now."""
@@ -223,6 +226,7 @@ class DiskStore:
                 self._num_corrupt,
                 self._num_io_errors,
                 self._index.physical_bytes,
+                self._index.num_lost_files,
             )
 
     def flush(self) -> None:
@@ -365,7 +369,7 @@ class DiskStore:
             is_full = False
             if write.is_cancelled and write.error is None:
                 try:
-                    write.segment.wipe(write.slot, 1)
+                    write.segment.wipe([write.slot])
                 except OSError as error:
                     write.error = error
             if write.error is not None:
@@ -406,9 +410,9 @@ class DiskStore:
         if self.is_read_only or time.monotonic() < self._sweep_at_s:
             return
         self._sweep_at_s = time.monotonic() + _SWEEP_S
-        if self._index.may_expire:
+        if self._index.may_expire or any(one.half_erased for one in self._index.segments):
             try:
-                self.sweep()
+                self.sweep()  # with what earlier erasures left
             except StoreError as error:
                 _LOG.warning("%s", error)
 
@@ -427,7 +431,6 @@ class DiskStore:
             StoreError: something may remain.
         """
         self._check_writable()
-        failure: OSError | None = None
         places: dict[int, list[int]] = {}
         num_records = num_bytes = 0
         with self._lock:
@@ -441,38 +444,25 @@ class DiskStore:
                 num_bytes += int(place.segment.num_bytes[place.slot])
                 self._index.remove(key, evicted=False)
                 places.setdefault(place.segment.id, []).append(place.slot)
-            touched = {s.id: s for s in self._index.segments if s.id in places}
-            for segment_id, segment in touched.items():
-                slots = sorted(places[segment_id])
-                try:
-                    if not segment.num_live and segment.num_reserved == len(slots):
-                        self._index.give_back(segment, slots)
-                        places[segment_id] = []
-                        self._index.drop_segment(segment)
-                        continue
-                    for first, count in runs_of(slots):
-                        segment.clear_entries(first, count)
-                except OSError as error:
-                    failure = error
-        for segment_id, segment in touched.items():
-            try:
-                if places[segment_id]:
-                    for first, count in runs_of(sorted(places[segment_id])):
-                        segment.wipe(first, count)
-                    segment.sync()
-            except OSError as error:
-                failure = error
-        try:
-            if touched:
-                os.fsync(self._folder_descriptor)
-        except OSError as error:
-            failure = error
+        self._overwrite(places)
+        return EraseCount(num_records, num_bytes)
+
+    def _overwrite(self, places: Mapping[int, list[int]]) -> None:
+        """Overwrite reserved slots, and what earlier erasures left. Raises StoreError."""
         with self._lock:
-            for segment_id, segment in touched.items():
-                self._index.give_back(segment, places[segment_id], usable=failure is None)
+            erasures = take_slots(self._index, places)
+        failures = overwrite(erasures)
+        failure = next(iter(failures.values()), None)
+        if self._index.must_sync_folder:
+            self._index.must_sync_folder = False
+            try:
+                os.fsync(self._folder_descriptor)
+            except OSError as error:
+                failure, self._index.must_sync_folder = error, True
+        with self._lock:
+            give_back(self._index, erasures, failures)
         if failure is not None:
             raise self._store_error("erase records", failure) from failure
-        return EraseCount(num_records, num_bytes)
 
     def _check_open(self) -> None:
         if self._is_closed:

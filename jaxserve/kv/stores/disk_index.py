@@ -66,6 +66,8 @@ class DiskIndex:
     def __init__(self, folder: Path, options: DiskOptions, direct: bool, writable: bool):
         self.pinned: set[BlockHash] = set()
         self.num_evicted = 0
+        self.num_lost_files = 0
+        self.must_sync_folder = False
         self.may_expire = options.ttl_s > 0
         self._folder = folder
         self._options = options
@@ -226,6 +228,7 @@ class DiskIndex:
         """Remove a file with everything in it; nobody may be writing there. Raises OSError."""
         assert not segment.num_reserved
         segment.path.unlink()
+        self.must_sync_folder = True
         for slot in np.nonzero(segment.sequence)[0]:
             self.remove(segment.keys[slot].tobytes(), evicted=False)
         del self._segments[segment.id]
@@ -247,6 +250,7 @@ class DiskIndex:
             assert segment.num_live == len(live)
             assert len(live) + len(segment.free) + segment.num_reserved <= segment.num_slots
             assert not set(live) & set(segment.free) and len(set(segment.free)) == len(segment.free)
+            assert not segment.half_erased & {*live, *segment.free}
             for slot in live:
                 assert self._where[segment.keys[slot].tobytes()] == segment.id << 32 | slot
             keys = {segment.keys[slot].tobytes() for slot in live}
@@ -385,9 +389,16 @@ class DiskIndex:
             segment, pinned = Segment.load(path, self._direct, writable, self._number_of)
         except ValueError as error:
             _LOG.warning("the KV store's file %s is of no use: %s", path, error)
+            self.num_lost_files += 1
             if writable:
                 path.unlink()
             return
+        if segment.num_damaged:
+            _LOG.warning(
+                "the KV store's file %s has %d damaged entries: their records are lost",
+                path,
+                segment.num_damaged,
+            )
         self._segments[segment.id] = segment
         self._used_bytes += _charged_bytes(segment.num_bytes_of_file)
         slots = np.nonzero(segment.sequence)[0]

@@ -69,15 +69,18 @@ class DiskStats:
 
     Attributes:
         num_evicted: records that left to make room.
-        num_corrupt: records that were not as they had been written; they are gone.
+        num_corrupt: records, or their entries, that were not as they had been written; they are
+            gone.
         num_io_errors: reads and writes that the disk refused.
         physical_bytes: of the folder, an upper bound.
+        num_lost_files: files that were of no use when the store was opened.
     """
 
     num_evicted: int
     num_corrupt: int
     num_io_errors: int
     physical_bytes: int
+    num_lost_files: int
 
 
 def parse_disk_url(url: str) -> DiskURL:

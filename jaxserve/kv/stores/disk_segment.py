@@ -8,6 +8,10 @@ checksum, which also covers its place, fits; and it holds the checksum of the wh
 vouches for what the slot holds. Whatever a crash leaves half written fails one of the two.
 An entry of zeros is a free slot.
 
+An erasure marks the entry first: a valid one that names nothing. Then it overwrites the slot, and
+last it frees the entry. A process that ends in between leaves marks, so the next one that opens the
+file knows which slots may still hold what was to be erased.
+
 The file has its full size from its creation and never grows. Keeps no copy of the table in memory
 beyond what finding and expiring records needs. Not thread-safe except where it says so.
 """
@@ -45,6 +49,7 @@ _HEADER = struct.Struct("<8sIIQQ")
 _ENTRY = struct.Struct("<QQQIHH32s16s16sdd160s")
 _HEAD_BYTES = 160
 _PINNED = 1
+_ERASING = 2
 _TABLE = np.dtype(
     [
         ("checksum", "<u8"),
@@ -106,6 +111,21 @@ class Entry:
         return cls(info, sequence, bool(flags & _PINNED), record_checksum, head[:head_bytes])
 
 
+def _erasing_mark(segment_id: int, slot: int) -> bytes:
+    """The entry of a slot whose bytes are being overwritten; it tells nothing of what they were."""
+    names = bytes(32), bytes(16), bytes(16)
+    packed = _ENTRY.pack(0, 0, 0, 0, _ERASING, 0, *names, 0.0, 0.0, bytes(_HEAD_BYTES))
+    return _entry_checksum(packed, segment_id, slot).to_bytes(8, "little") + packed[8:]
+
+
+def _was_cut_short(packed: memoryview, slot: int) -> bool:
+    """Whether an invalid entry is one that a killed process had written, or freed, up to a page."""
+    start = HEADER_BYTES + slot * ENTRY_BYTES
+    at = -start % ALIGNMENT
+    is_cut = 0 < at < ENTRY_BYTES
+    return is_cut and not (any(packed[:at]) and any(packed[at:]))
+
+
 def split_bytes(num_bytes: int) -> tuple[int, int]:
     """Of a record: the bytes in its entry and the size of its slot."""
     head_bytes = num_bytes % ALIGNMENT
@@ -165,6 +185,9 @@ class Segment:
         is_new: the folder's entry for the file may not be on disk yet.
         is_dropped: the file is removed, and closed when its last user leaves.
         num_reserved: slots that are being written or wiped.
+        half_erased: slots that hold no record, but maybe bytes of one that was to be erased; they
+            are neither free nor reserved.
+        num_damaged: entries that were not as they had been written when the file was opened.
         keys, sequence, created, expires, num_bytes, tenant, namespace: columns, one row a slot; a
             sequence of 0 means that the slot holds no record. Tenants and namespaces are numbers
             that the store gives out.
@@ -179,6 +202,8 @@ class Segment:
         self.free: deque[int] = deque()
         self.num_users = 0
         self.num_reserved = 0
+        self.half_erased: set[int] = set()
+        self.num_damaged = 0
         self.num_live = 0
         self.num_pinned = 0
         self.is_dirty = False
@@ -255,14 +280,18 @@ class Segment:
         self = cls(path, segment_id, slot_bytes, num_slots)
         table, view = np.frombuffer(data, _TABLE), memoryview(data)
         is_valid = np.zeros(num_slots, bool)
-        used = np.nonzero((table["checksum"] != 0) & (table["sequence"] != 0))[0].tolist()
-        checksums = table["checksum"].tolist()
+        used = np.nonzero(table["checksum"] | table["sequence"])[0].tolist()
+        checksums, sequences = table["checksum"].tolist(), table["sequence"].tolist()
         for slot in used:
             packed = view[slot * ENTRY_BYTES : (slot + 1) * ENTRY_BYTES]
-            is_valid[slot] = checksums[slot] == _entry_checksum(packed, segment_id, slot)
+            is_whole = checksums[slot] == _entry_checksum(packed, segment_id, slot)
+            is_valid[slot] = is_whole and sequences[slot]
+            if not is_whole:
+                self.num_damaged += not _was_cut_short(packed, slot)
         for num_bytes in np.unique(table["num_bytes"][is_valid]).tolist():
             if split_bytes(num_bytes)[1] != slot_bytes:
                 is_valid &= table["num_bytes"] != num_bytes
+        self.half_erased.update(slot for slot in used if not is_valid[slot])
         for column in ("keys", "sequence", "created", "expires", "num_bytes"):
             getattr(self, column)[is_valid] = table[column][is_valid]
         for column in ("tenant", "namespace"):
@@ -270,7 +299,8 @@ class Segment:
             numbers = np.array([number_of(name.tobytes()) for name in names], np.uint32)
             getattr(self, column)[is_valid] = numbers[index] if len(names) else 0
         self.num_live = int(is_valid.sum())
-        self.free.extend(np.nonzero(~is_valid)[0].tolist())
+        free = np.nonzero(~is_valid)[0].tolist()
+        self.free.extend(slot for slot in free if slot not in self.half_erased)
         self._open(direct, writable)
         return self, np.nonzero(is_valid & (table["flags"] & _PINNED != 0))[0].tolist()
 
@@ -328,10 +358,26 @@ class Segment:
             changed = Entry(entry.info, entry.sequence, pinned, entry.record_checksum, entry.head)
             self.write_entries(slot, [changed])
 
-    def wipe(self, first: int, count: int) -> None:
-        """Overwrite consecutive slots with zeros; any thread. Raises OSError."""
+    def mark_erased(self, slots: Sequence[int]) -> None:
+        """Let ascending slots hold no record from now on, and note it in the file. Raises OSError.
+
+        `wipe` is to follow, or else the next `load` finds them in `half_erased`.
+        """
         self.is_dirty = True
-        write_zeros(self._data, self._slots_at + first * self.slot_bytes, count * self.slot_bytes)
+        for first, count in runs_of(slots):
+            marks = [_erasing_mark(self.id, first + index) for index in range(count)]
+            self._write_table(first, b"".join(marks))
+
+    def wipe(self, slots: Sequence[int]) -> None:
+        """Overwrite ascending slots that hold no record with zeros, durably, and free their
+        entries; any thread. Raises OSError."""
+        self.is_dirty = True
+        for first, count in runs_of(slots):
+            at = self._slots_at + first * self.slot_bytes
+            write_zeros(self._data, at, count * self.slot_bytes)
+        self.sync()
+        for first, count in runs_of(slots):  # need not be durable: marks tell nothing
+            self.clear_entries(first, count)
 
     def sync(self) -> None:
         """Return when all that was written before would survive a power cut; any thread."""

@@ -203,8 +203,8 @@ class Dispatcher:
                 reason = Reason.OK if task.run(task, scratch) else Reason.TIMEOUT
             except Exception as error:
                 reason = Reason.FAILED
-                text = " ".join(str(error).split())[:300]
-                _LOG.warning("store %s: %s failed: %s", self.name, task.operation, text)
+                task.error = " ".join(str(error).split())[:300]
+                _LOG.warning("store %s: %s failed: %s", self.name, task.operation, task.error)
             with self.lock:
                 ended = []
                 was_watched = task in self._pending
@@ -311,7 +311,7 @@ class Dispatcher:
         seconds = self._clock() - task.submitted_s
         if task.callback is not None:  # else nobody asked for it
             self._stats.ended(task, reason, seconds)
-        return _Ended(task, Outcome(list(task.values), reason, seconds))
+        return _Ended(task, Outcome(list(task.values), reason, seconds, task.error))
 
     # Outside the lock.
 

@@ -52,6 +52,7 @@ class Ledger:
         self._pinned: set[BlockHash] = set()
         self._expiries: list[tuple[float, BlockHash]] = []
         self._num_bytes = 0  # of records and grants, with overhead
+        self._num_evicted = 0
         self._policy: Policy | None = None
         self._policy_unit = 0.0
 
@@ -66,7 +67,13 @@ class Ledger:
 
     def usage(self) -> StoreUsage:
         """Overhead included."""
-        return StoreUsage(len(self._records), self._num_bytes, self._max_bytes)
+        return StoreUsage(
+            len(self._records),
+            self._num_bytes,
+            self._max_bytes,
+            self._num_evicted,
+            len(self._pinned),
+        )
 
     def find(self, key: BlockHash) -> RecordInfo | None:
         """The record, unless it is unknown or has expired."""
@@ -166,6 +173,7 @@ class Ledger:
         info = self._records.pop(key, None)
         if info is not None:
             self._num_bytes -= _charge(info)
+            self._num_evicted += evicted
             self._pinned.discard(key)
             if self._policy is not None:
                 self._policy.remove(key, evicted=evicted)

@@ -44,11 +44,13 @@ class Outcome(Generic[T]):
             PutStatus of a put; the operation's own result for `submit_alone`.
         reason: how the call ended.
         seconds: from submission to now.
+        error: what the store said, if it raised.
     """
 
     values: list[T]
     reason: Reason
     seconds: float
+    error: str = ""
 
 
 class TaskState(enum.Enum):
@@ -87,6 +89,7 @@ class Task:
     deadline_s: float
     moved_bytes: int = 0
     is_trial: bool = False
+    error: str = ""
     on_late: Callable[[float], None] | None = None
     """Told the seconds when the call is given up as too late while it runs."""
     state: TaskState = TaskState.QUEUED

@@ -16,9 +16,18 @@ from jaxserve.errors import StoreError
 from jaxserve.kv.stores.base import PutStatus
 from jaxserve.kv.stores.disk import DiskStore
 from jaxserve.kv.stores.disk_options import DiskOptions
-from jaxserve.kv.stores.disk_segment import Segment
+from jaxserve.kv.stores.disk_segment import ENTRY_BYTES, HEADER_BYTES, Segment
 from tests.kv.stores.disk_mutations import run_disk_mutations
-from tests.kv.stores.disk_records import NOW_S, TENANTS, bytes_on_disk, key_of, read, record, there
+from tests.kv.stores.disk_records import (
+    NOW_S,
+    TENANTS,
+    bytes_on_disk,
+    key_of,
+    payload_of,
+    read,
+    record,
+    there,
+)
 from tests.kv.stores.power_cut import PowerCut
 
 MIB = 1 << 20
@@ -269,14 +278,99 @@ def test_what_cannot_be_read_is_a_miss_and_gone(tmp_path, monkeypatch):
 def test_a_deletion_that_fails_says_so(tmp_path, monkeypatch):
     store = open_store(tmp_path / "kv")
     put(store, range(5))
-    for name in ("pwrite", "pwritev", "fdatasync", "fsync"):
+    for name in ("pwrite", "pwritev", "fdatasync"):
         with monkeypatch.context() as patch:
             failing(patch, name, errno.EIO)
             with pytest.raises(StoreError, match="could not erase"):
                 store.delete([key_of(0)])
         assert there(store, [0]) == set()
         put(store, [0])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        failing(patch, "fsync", errno.EIO)
+        with pytest.raises(StoreError, match="could not erase"):
+            store.delete_namespaces()
+    store.delete([])
+    store.check_integrity()
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["pwrite", "pwritev", "fdatasync"])
+@pytest.mark.parametrize("is_reopened", [False, True])
+def test_what_a_deletion_could_not_overwrite_belongs_to_the_next_one(
+    tmp_path, monkeypatch, name, is_reopened
+):
+    """Else its receipt would say that all is gone, while the bytes are still on the disk."""
+    store = open_store(tmp_path / "kv")
+    put(store, range(5))
+    with monkeypatch.context() as patch:
+        failing(patch, name, errno.EIO)
+        for _ in range(2):  # nothing that is there matches any more, and yet it is not done
+            with pytest.raises(StoreError, match="could not erase"):
+                store.delete([key_of(0), key_of(3)])
+    if is_reopened:
+        store.close()
+        store = open_store(tmp_path / "kv")
+        if name == "pwrite":  # not even noted in the file: the records are there again
+            assert there(store, range(5)) == set(range(5))
+    store.delete([key_of(0), key_of(3)])
+    assert on_disk(tmp_path / "kv", range(5)) == {1, 2, 4} == there(store, range(5))
+    assert put(store, [0, 3]) == [PutStatus.STORED] * 2
+    store.check_integrity()
+    store.close()
+
+
+@pytest.mark.parametrize("step", ["mark_erased", "wipe", "clear_entries"])
+def test_an_erasure_that_was_killed_is_finished_at_the_next_start(tmp_path, monkeypatch, step):
+    store = open_store(tmp_path / "kv")
+    put(store, range(5))
+    put(store, range(5, 8), tenant=1)
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segment, step, die)
+        with pytest.raises(Killed):
+            store.delete_tenant(TENANTS[1])
+    monkeypatch.setattr(DiskStore, "flush", lambda self: None)
+    store.close()
+    store = open_store(tmp_path / "kv")
+    left = set(range(5, 8)) if step == "mark_erased" else set()
+    assert there(store, range(8)) == {0, 1, 2, 3, 4} | left == on_disk(tmp_path / "kv", range(8))
+    assert store.stats().num_corrupt == 0
+    assert store.delete_tenant(TENANTS[1]).num_records == len(left)
+    assert on_disk(tmp_path / "kv", range(8)) == set(range(5))
+    store.check_integrity()
+    store.close()
+
+
+def on_disk(folder: Path, numbers) -> set[int]:
+    """Of which numbers' records there are bytes in the files, reachable or not."""
+    content = b"".join(path.read_bytes() for path in folder.iterdir())
+    return {n for n in numbers if key_of(n) in content or payload_of(n)[5000:5032] in content}
+
+
+def test_damaged_entries_are_counted_and_what_a_kill_cut_short_is_not(tmp_path):
+    """Entries of 272 bytes lie across pages, and a killed process may have written half of one."""
+    store = open_store(tmp_path / "kv")
+    put(store, range(60))
+    store.close()
+    (path,) = (tmp_path / "kv").iterdir()
+    starts = [HEADER_BYTES + ENTRY_BYTES * slot for slot in range(60)]
+    cut = next(at for at in starts if at // 4096 != (at + ENTRY_BYTES - 1) // 4096)
+    damaged = next(at for at in starts if at > cut)
+    with open(path, "r+b") as file:
+        file.seek(cut)
+        file.write(bytes(-cut % 4096))
+        file.seek(damaged + 30)
+        file.write(b"?")
+    store = open_store(tmp_path / "kv")
+    assert store.usage().num_records == 58 == len(read(store, sorted(there(store, range(60)))))
+    assert store.stats().num_corrupt == 1
+    assert len(on_disk(tmp_path / "kv", range(60))) == 58, "what has no entry is wiped"
     store.check_integrity()
     store.close()
 

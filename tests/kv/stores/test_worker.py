@@ -198,11 +198,12 @@ def test_a_store_that_raises_is_a_store_of_misses(desk: Desk):
     desk.fill(0)
     desk.store.plan = FaultPlan(error_rate=1.0)
     desk.get(0)
-    assert desk.next() == Outcome([0], Reason.FAILED, 0.0)
+    why = "store memory fails as planned"
+    assert desk.next() == Outcome([0], Reason.FAILED, 0.0, why)
     desk.probe(0)
-    assert desk.next() == Outcome([False], Reason.FAILED, 0.0)
+    assert desk.next() == Outcome([False], Reason.FAILED, 0.0, why)
     desk.put(1)
-    assert desk.next() == Outcome([PutStatus.FAILED], Reason.FAILED, 0.0)
+    assert desk.next() == Outcome([PutStatus.FAILED], Reason.FAILED, 0.0, why)
     assert is_untouched(desk.buffers[0])
 
 
@@ -296,7 +297,7 @@ def test_a_deletion_comes_after_earlier_writes_and_before_later_ones(desk: Desk)
 def test_a_deletion_that_cannot_be_done_says_so(desk: Desk):
     desk.store.plan = FaultPlan(error_rate=1.0)
     desk.worker.submit_alone(lambda store: store.delete_tenant(TENANT_A), desk.outcomes.put)
-    assert desk.next() == Outcome([], Reason.FAILED, 0.0)
+    assert desk.next() == Outcome([], Reason.FAILED, 0.0, "store memory fails as planned")
 
 
 def test_long_reads_are_made_in_steps_of_the_scratch(desk: Desk):
