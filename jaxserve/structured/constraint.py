@@ -48,13 +48,18 @@ class Constraint:
 
 
 def fill_masks(
-    executor: "LLExecutor", constraints: Sequence[Constraint], masks_rw: Int32[np.ndarray, "R W"]
+    executor: "LLExecutor | None",
+    constraints: Sequence[Constraint],
+    masks_rw: Int32[np.ndarray, "R W"],
 ) -> None:
-    """Write what may follow into rows of `masks_rw`, in order; bit `id % 32` of word `id // 32`."""
+    """Write what may follow into rows of `masks_rw`, in order; bit `id % 32` of word `id // 32`.
+
+    Without an executor, one after the other.
+    """
     assert masks_rw.flags.c_contiguous and len(constraints) <= len(masks_rw)
     num_bytes, address = masks_rw.strides[0], masks_rw.ctypes.data
     matchers = [(constraint.matcher, row) for row, constraint in enumerate(constraints)]
-    if len(matchers) <= FEW:
+    if executor is None or len(matchers) <= FEW:
         for matcher, row in matchers:
             matcher.unsafe_compute_mask_ptr(address + row * num_bytes, num_bytes)
     else:
