@@ -28,6 +28,18 @@ def begin(grammars: GrammarCompiler, **asked: Any) -> Constraint:
     return grammars.constraint(grammars.start(grammar))
 
 
+def test_threads_compute_the_masks_that_one_thread_does():
+    from llguidance import LLExecutor
+
+    grammars = compiler()
+    answers = [begin(grammars, choice=[letter * 3, "or " + letter]) for letter in "abcdefgh"]
+    alone, together = (np.zeros((8, 1 + grammars._vocab_size // 32), np.int32) for _ in range(2))
+    fill_masks(None, answers, alone)
+    fill_masks(LLExecutor(2), answers, together)
+    np.testing.assert_array_equal(alone, together)
+    assert len(np.unique(alone, axis=0)) == 8
+
+
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [
