@@ -36,6 +36,29 @@ def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
     return schema
 
 
+def bounded(schema: Any) -> Any:
+    """The schema with an end to every answer: no keys, texts, digits or levels without a limit.
+
+    A small model, told that it may go on, seldom stops of its own accord.
+    """
+    if isinstance(schema, list):
+        return [bounded(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("$ref") == "#/$defs/node":  # within itself
+        return {"type": "null"}
+    limits: dict[str, Any] = {}
+    if schema.get("type") == "object":
+        limits = {"additionalProperties": False}
+    elif schema.get("type") == "number":
+        limits = {"multipleOf": 0.25}  # whose check is exact in binary
+    elif schema.get("type") == ["integer", "null"]:
+        limits = {"minimum": -99, "maximum": 99}
+    elif schema.get("format") in ("email", "hostname", "time", "date-time"):
+        limits = {"format": "date"}  # of fixed length; these have parts of any
+    return {key: bounded(value) for key, value in schema.items()} | limits
+
+
 def _object(rng: random.Random, depth: int) -> dict[str, Any]:
     names = rng.sample(WORDS, rng.randint(1, 4))
     schema: dict[str, Any] = {

@@ -1,7 +1,8 @@
 """Asks a model for many random forms and counts the answers that do not have theirs.
 
-    python -m tests.structured.proof --schemas 1000 --regexes 200 --out FILE
+    python -m tests.structured.proof --schemas 1000 --regexes 200 [--bounded] --out FILE
 
+With --bounded no schema lets an answer go on for ever, so that none should be cut.
 An answer that max_tokens cut (finish_reason "length") is counted on its own: it is the one kind of
 answer that need not have its form.
 """
@@ -20,7 +21,7 @@ import jsonschema
 
 from bench.peers.machine import environment
 from jaxserve import LLM, SamplingParams, StructuredOutputsParams
-from tests.structured.generate import random_regex, random_schema
+from tests.structured.generate import bounded, random_regex, random_schema
 
 PROMPT = "<|begin|><|user|>Give me an answer.<|end|><|assistant|>"
 MAX_TOKENS = 700
@@ -84,12 +85,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--schemas", type=int, default=1000)
     parser.add_argument("--regexes", type=int, default=200)
+    parser.add_argument("--bounded", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out")
     args = parser.parse_args()
 
     rng = random.Random(args.seed)
     schemas = [random_schema(rng) for _ in range(args.schemas)]
+    if args.bounded:
+        schemas = [bounded(schema) for schema in schemas]
     regexes = [random_regex(rng) for _ in range(args.regexes)]
     start_s = time.perf_counter()
     with LLM(max_num_seqs=32, max_num_batched_tokens=256, max_model_len=1024) as llm:
@@ -98,6 +102,7 @@ def main() -> None:
         {
             "case": "structured output, embedded model",
             "schemas": args.schemas,
+            "bounded": args.bounded,
             "regexes": args.regexes,
             "seed": args.seed,
             "max_tokens": MAX_TOKENS,
