@@ -25,6 +25,9 @@ _REGISTER_UNIT = 256  # a warp's registers are rounded up to this
 _WARPS_PER_SM = 64
 _BLOCKS_PER_SM = 32
 
+# Not what a warning says of spills: it comes before the function that it is about.
+_SPILLS = re.compile(r"stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
 _TRITON = "__gpu$xla.gpu.triton"
 _MOSAIC = "mosaic_gpu_v2"
 
@@ -74,7 +77,9 @@ def parse_ptxas(text: str) -> dict[str, PtxasReport]:
     for part in text.split("Compiling entry function '")[1:]:
         name, _, facts = part.partition("'")
         report = PtxasReport(
-            spill_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", facts))),
+            spill_bytes=max(
+                (int(stores) + int(loads) for stores, loads in _SPILLS.findall(facts)), default=0
+            ),
             stack_bytes=max(map(int, re.findall(r"(\d+) bytes stack frame", facts)), default=0),
             registers=max(map(int, re.findall(r"Used (\d+) registers", facts)), default=0),
         )

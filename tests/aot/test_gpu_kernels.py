@@ -24,6 +24,16 @@ def test_ptxas_report_is_read_for_each_function():
     }
 
 
+def test_a_warning_of_spills_is_not_laid_to_the_function_before():
+    warned = PTXAS.replace(
+        "ptxas info    : Compiling entry function 'merge'",
+        "ptxas warning : Registers are spilled to local memory in function 'merge', "
+        "8 bytes spill stores, 8 bytes spill loads\n"
+        "ptxas info    : Compiling entry function 'merge'",
+    )
+    assert parse_ptxas(warned) == parse_ptxas(PTXAS)
+
+
 def test_worst_of_two_variants_is_kept():
     better = PTXAS.replace("40 bytes spill", "0 bytes spill").replace("44 bytes", "0 bytes")
     assert parse_ptxas(PTXAS + better) == parse_ptxas(better + PTXAS) == parse_ptxas(PTXAS)
