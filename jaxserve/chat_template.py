@@ -21,8 +21,11 @@ DEFAULT = "default"
 TOOL_USE = "tool_use"
 DEVELOPER, SYSTEM = "developer", "system"
 
-ASKS_FOR_NONE = re.compile(r"""message(\.content|\[["']content["']\]) is none""")
-"""Templates such as those of DeepSeek R1 show calls only where a message has no content at all."""
+ASKS_FOR_NONE = re.compile(r"""message(\.content|\[["']content["']\]) is none(?! or\b)""")
+"""Templates such as those of DeepSeek R1 show calls only where a message has no content at all.
+
+Where they ask for none or something else, as Ministral 3, they need a text they can measure.
+"""
 
 
 def normalise_messages(

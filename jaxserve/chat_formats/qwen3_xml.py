@@ -116,7 +116,7 @@ def _pattern(begin: str, end: str, around_value: str) -> CallPattern:
 
 
 FORMAT = ToolFormat(
-    names=("qwen3_xml", "qwen3_coder"),
+    names=("qwen3_xml", "qwen3_coder", "step3p5"),
     parse=parse_with("<tool_call>", "</tool_call>"),
     pattern=_pattern("<tool_call>", "</tool_call>", "\n"),
     detect=lambda template: FUNCTION in template and "<seed:" not in template,

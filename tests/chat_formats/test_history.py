@@ -33,3 +33,11 @@ def test_calls_without_text_have_no_content_where_a_template_asks_for_none():
     assert render(prepare_messages(HISTORY)) == "True"
     said = [{**HISTORY[0], "content": "Hm."}, {"role": "assistant", "content": None}]
     assert render(prepare_messages(said)) == "FalseFalse"
+
+
+def test_calls_without_text_keep_an_empty_one_where_a_template_measures_it():
+    source = (
+        "{% for message in messages %}{% if message['content'] is none or message['content'] == ''"
+        " %}{% endif %}{{ message['content'] | length }}{% endfor %}"
+    )
+    assert ChatTemplate({"default": source}, {}).render(prepare_messages(HISTORY)) == "0"
