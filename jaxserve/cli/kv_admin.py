@@ -259,7 +259,8 @@ def erase(
     with closing(_tiers(where)) as tiers:
         body = tiers.erase(salt)
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(body["at_s"]))
-    lines = [f"erased tenant {body['tenant']} at {at}, in {body['seconds']:.2f} s"]
+    what = "erased" if body["is_complete"] else "NOT everywhere erased:"
+    lines = [f"{what} tenant {body['tenant']} at {at}, in {body['seconds']:.2f} s"]
     if where.kv_store is None:
         lines.append(
             _in_memory(body)

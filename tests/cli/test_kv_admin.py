@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -143,6 +144,15 @@ def test_pin_erase_and_clear_without_a_server(
     assert receipt["tenant"] == tenant_digest("acme").hex()
     assert offline(capsys, disk, "stat")["num_records"] == 8
     assert offline(capsys, disk, "clear", "all")["stores"][0]["num_records"] == 8
+
+
+def test_an_erasure_that_a_store_did_not_confirm_does_not_begin_with_erased(
+    disk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    assert kv("erase", "acme", "--kv-store", f"file://{disk}") == 1
+    out = capsys.readouterr().out
+    assert out.startswith("NOT everywhere erased: tenant") and "cannot be written" in out
 
 
 def test_an_encrypted_store_is_checked_and_erased_with_the_master_key(
