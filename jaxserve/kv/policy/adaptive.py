@@ -23,7 +23,7 @@ class Adaptive:
 
     Args:
         capacity: most blocks that the tier holds. Beside the queues of the resident keys, takes
-            up to 128 bytes per block and at least 1 MiB.
+            up to 256 bytes per block and at least 2 MiB.
     """
 
     def __init__(self, capacity: int):
@@ -35,14 +35,15 @@ class Adaptive:
 
     def admits(self, key: BlockHash) -> bool:
         self._now += 1
-        num_uses = self._memory.get(key) + 1
-        self._memory.put(key, num_uses)
+        num_uses, age = self._memory.get(key, self._now)
+        self._memory.put(key, num_uses + 1, self._now)
         return len(self._resident) < self.capacity or self._shadows.leader.lets_in(
-            num_uses, is_trickle_shut=is_trickle_shut(self._now, self.capacity)
+            age / self.capacity, is_trickle_shut=is_trickle_shut(self._now, self.capacity)
         )
 
     def insert(self, key: BlockHash) -> None:
-        self._resident.put(key, max(1, self._memory.get(key)), self._now)
+        num_uses, _ = self._memory.get(key, self._now)
+        self._resident.put(key, max(1, num_uses), self._now)
 
     def touch(self, key: BlockHash) -> None:
         self._now += 1
@@ -58,9 +59,10 @@ class Adaptive:
         return self._resident.first(self._shadows.weights, self._now, may_leave)
 
     def remove(self, key: BlockHash, *, evicted: bool) -> None:
+        last_use = self._resident.last_use(key)
         num_uses = self._resident.pop(key)
         if evicted:
-            self._memory.put(key, num_uses)
+            self._memory.put(key, num_uses, last_use)
 
     def check_integrity(self, resident: Set[BlockHash]) -> None:
         assert len(resident) <= self.capacity

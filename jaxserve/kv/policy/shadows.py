@@ -6,6 +6,7 @@ its keys behaves as a tier of full size would. The score of a shadow is the numb
 leading blocks, of which old ones count less and less.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,23 +52,30 @@ class Balance:
         once: how long keys used once may stay, compared to what `power` gives them.
         trickle: a full tier lets hardly anything in, which keeps part of a loop that is larger
             than the tier.
-        gate: a full tier lets in what was used before. However soon keys used once have to
-            leave, a long request of them would first take the room of others.
+        gate: a full tier lets in what was used before, and no longer ago than so many capacities
+            of references; None lets in all. However soon keys used once have to leave, a long
+            request of them would first take the room of others.
     """
 
     power: float
     once: float = 1.0
     trickle: bool = False
-    gate: bool = False
+    gate: float | None = None
 
     def weights(self) -> list[float]:
         """Per class of uses, what its keys' ages are multiplied by."""
         weights = [typical_uses(index) ** -self.power for index in range(NUM_CLASSES)]
         return [weights[0] / self.once, *weights[1:]]
 
-    def lets_in(self, num_uses: int, *, is_trickle_shut: bool) -> bool:
-        """Whether a full tier takes a key that is now used for the `num_uses`th time."""
-        return not (self.gate and num_uses < 2 or self.trickle and is_trickle_shut)
+    def lets_in(self, since: float, *, is_trickle_shut: bool) -> bool:
+        """Whether a full tier takes a key.
+
+        Args:
+            since: capacities of references since its last use; infinite if none is remembered.
+        """
+        if self.gate is not None and since >= self.gate:
+            return False
+        return not (self.trickle and is_trickle_shut)
 
 
 BALANCES = (
@@ -81,7 +89,10 @@ BALANCES = (
     Balance(4.0),
     Balance(8.0),
     Balance(0.0, trickle=True),
-    Balance(0.0, gate=True),
+    Balance(0.0, gate=math.inf),
+    Balance(0.5, gate=8.0),
+    Balance(0.5, gate=2.0),
+    Balance(0.0, once=4.0),
 )
 
 
@@ -121,9 +132,10 @@ class Shadows:
         uses: list[_Use] = []
         for depth, key in enumerate(keys):
             if not int.from_bytes(key[:4], "little") & mask:
-                num_uses = min(self._memory.get(key) + 1, MOST_USES)
-                self._memory.put(key, num_uses)
-                uses.append(_Use(key, num_uses, now - depth))  # the suffix is used first
+                time = now - depth  # the suffix is used first
+                count, age = self._memory.get(key, time)
+                self._memory.put(key, count + 1, time)
+                uses.append(_Use(key, min(count + 1, MOST_USES), time, age / self._capacity))
         if not uses:
             return
         is_shut = is_trickle_shut(now, self._capacity)
@@ -143,7 +155,7 @@ class Shadows:
             shadow.score *= self._decay
         steady = [shadow for shadow in self._shadows if not shadow.balance.trickle]
         best = max(steady, key=lambda shadow: shadow.score)
-        best_open = max(shadow.score for shadow in steady if not shadow.balance.gate)
+        best_open = max(shadow.score for shadow in steady if shadow.balance.gate is None)
         for shadow in self._shadows:
             is_ahead = shadow.score >= max(TRICKLE_LEAD * best_open, best.score / GATE_LEAD)
             if shadow.balance.trickle and is_ahead:
@@ -152,11 +164,17 @@ class Shadows:
 
 
 class _Use(NamedTuple):
-    """A sampled key, how often it has now been used, and when."""
+    """A sampled key, how often it has now been used, when, and how long after the time before.
+
+    Attributes:
+        time: in references.
+        since: in capacities of references; infinite if no use before is remembered.
+    """
 
     key: BlockHash
     num_uses: int
     time: int
+    since: float
 
 
 class _Shadow:
@@ -176,12 +194,12 @@ class _Shadow:
             if use.key not in keys:
                 break
             self.score += 1
-        for key, num_uses, now in reversed(request):
+        for key, num_uses, now, since in reversed(request):
             if key in keys:
                 keys.use(key, now)
             elif len(keys) < self._capacity:
                 keys.put(key, num_uses, now)
-            elif self.balance.lets_in(num_uses, is_trickle_shut=is_shut):
+            elif self.balance.lets_in(since, is_trickle_shut=is_shut):
                 victim = keys.first(self.weights, now)
                 assert victim is not None
                 keys.pop(victim)

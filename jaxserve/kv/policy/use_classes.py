@@ -4,9 +4,11 @@ The key that leaves is the one with the largest age times the weight of its clas
 it means looking at one key per class: O(1), whatever the weights, and they may change at any time.
 """
 
+import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence, Set
+from typing import NamedTuple
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.policy.queues import MayLeave, first_that_may_leave
@@ -16,6 +18,9 @@ NUM_CLASSES = 14
 
 MOST_USES = 255
 
+
+LAST_TIME = (1 << 32) - 1
+"""The memory keeps the lower 32 bits of a time: an age is right below 4 billion references."""
 
 MEMORY_PER_BLOCK, MIN_MEMORY = 4, 1 << 15
 
@@ -73,6 +78,10 @@ class UseClasses:
         del self._queues[class_of(num_uses)][key]
         return num_uses
 
+    def last_use(self, key: BlockHash) -> int:
+        """When a key that is here was used last."""
+        return self._queues[class_of(self._num_uses[key])][key]
+
     def first(
         self, weights: Sequence[float], now: int, may_leave: MayLeave | None = None
     ) -> BlockHash | None:
@@ -92,8 +101,15 @@ class UseClasses:
             assert key in self._queues[class_of(num_uses)]
 
 
+class PastUses(NamedTuple):
+    """How often a key was used, and how many references ago last: 0 and infinite if not known."""
+
+    count: int
+    age: float
+
+
 class UseMemory:
-    """How often keys were used, resident or not: at least the last `num_keys` that were put in.
+    """Uses of keys, resident or not: at least of the last `num_keys` that were put in.
 
     Two tables without chains, a young one that takes what is put in and an old one. A full young
     table becomes the old one, so that keys are forgotten in the order of their last use; forgetting
@@ -101,7 +117,7 @@ class UseMemory:
     about once in 10 million look-ups.
 
     Args:
-        num_keys: takes 16 to 32 bytes each.
+        num_keys: takes 32 to 64 bytes each.
     """
 
     def __init__(self, num_keys: int):
@@ -111,28 +127,32 @@ class UseMemory:
         self._old = self._blank()
         self._num_young = 0
 
-    def put(self, key: BlockHash, num_uses: int) -> None:
+    def put(self, key: BlockHash, num_uses: int, now: int) -> None:
+        """Take a key that has been used so often, last at this time."""
         if self._num_young >= self._num_keys:
             self._old, self._young, self._num_young = self._young, self._blank(), 0
         tag, place = self._find(self._young, key)
         self._num_young += not self._young[place]
-        self._young[place] = tag << 8 | min(num_uses, MOST_USES)
+        self._young[place] = tag << 40 | (now & LAST_TIME) << 8 | min(num_uses, MOST_USES)
 
-    def get(self, key: BlockHash) -> int:
-        """Uses of a key as put; 0 if it is not remembered."""
+    def get(self, key: BlockHash, now: int) -> PastUses:
+        """What is remembered of a key at this time."""
         _, place = self._find(self._young, key)
-        if self._young[place]:
-            return self._young[place] & 0xFF
-        _, place = self._find(self._old, key)
-        return self._old[place] & 0xFF
+        entry = self._young[place]
+        if not entry:
+            _, place = self._find(self._old, key)
+            entry = self._old[place]
+        if not entry:
+            return PastUses(0, math.inf)
+        return PastUses(entry & 0xFF, now - (entry >> 8) & LAST_TIME)
 
     def _blank(self) -> "array[int]":
-        return array("I", bytes(4 * self._size))
+        return array("Q", bytes(8 * self._size))
 
     def _find(self, table: "array[int]", key: BlockHash) -> tuple[int, int]:
         """The key's tag, and its place or the free one where it belongs."""
         tag = int.from_bytes(key[8:11], "little")
         place = int.from_bytes(key[4:8], "little") & (self._size - 1)
-        while (entry := table[place]) and entry >> 8 != tag:
+        while (entry := table[place]) and entry >> 40 != tag:
             place = (place + 1) & (self._size - 1)
         return tag, place
