@@ -15,11 +15,19 @@ measured. From 10,000 to over a million blocks are referred to.
     regimes     parts of the above, one after the other, and then again
     blend       parts of the above at once
 
+Written after the gates of limited reach and the longer stay of keys used once, to judge them:
+
+    edits       documents that are changed somewhere and sent again; the rest has new names
+    jobs        many questions in a row on a document of the job's own, several jobs at once
+    vogue       each request repeats one of the past, the late ones most, or brings a new prompt
+    shifts      groups of prompts whose share of the traffic rises and falls, each with its phase
+
 A request is a list of block names, head first.
 """
 
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -201,6 +209,72 @@ def blend(seed: int, num_requests: int) -> Requests:
     return [next(streams[index]) for index in order]
 
 
+def edits(seed: int, num_requests: int, *, num_open: int = 120) -> Requests:
+    """A few of the open documents get most of the changes; now and then one is closed."""
+    source, ranks = Source(seed), zipf(num_open, 0.9)
+    draw = source.random
+    system = source.fresh(5)
+    documents = source.pieces(num_open, 14, 0.8, 2, 80)
+    requests: Requests = []
+    for _ in range(num_requests):
+        index = source.rank(ranks)
+        if draw.random() < 0.02:
+            documents[index] = source.fresh(source.size(14, 0.8, 2, 80))
+        document = documents[index]
+        kept = int(len(document) * draw.random() ** 0.4)
+        documents[index] = document[:kept] + source.fresh(len(document) - kept)
+        requests.append(system + documents[index])
+    return requests
+
+
+def jobs(seed: int, num_requests: int, *, num_at_once: int = 25) -> Requests:
+    """Sizes of jobs differ by orders of magnitude; between them come chats of one turn."""
+    source, ranks = Source(seed), zipf(num_at_once, 0.7)
+    draw = source.random
+    systems = source.pieces(8, 6, 0.5, 2, 20)
+
+    def job() -> tuple[Blocks, int]:
+        document = draw.choice(systems) + source.fresh(source.size(15, 0.9, 2, 150))
+        return document, source.size(12, 1.4, 1, 800)
+
+    running = [job() for _ in range(num_at_once)]
+    requests: Requests = []
+    while len(requests) < num_requests:
+        if draw.random() < 0.25:
+            requests.append(draw.choice(systems) + source.fresh(source.size(5, 1.0, 1, 80)))
+            continue
+        index = source.rank(ranks)
+        document, num_left = running[index]
+        requests.append(document + source.fresh(draw.randint(1, 3)))
+        running[index] = (document, num_left - 1) if num_left > 1 else job()
+    return requests
+
+
+def vogue(seed: int, num_requests: int, *, new: float = 0.15) -> Requests:
+    """How far back a request repeats is log-uniform, so that what is repeated is repeated more."""
+    source = Source(seed)
+    draw = source.random
+    prompts = [source.fresh(8)]
+    for _ in range(num_requests - 1):
+        if draw.random() < new:
+            prompts.append(source.fresh(source.size(9, 0.8, 1, 80)))
+        else:
+            prompts.append(prompts[-int(len(prompts) ** draw.random())])
+    return [prompt + source.fresh(draw.randint(1, 3)) for prompt in prompts]
+
+
+def shifts(seed: int, num_requests: int, *, num_groups: int = 8, period: int = 4000) -> Requests:
+    source, ranks = Source(seed), zipf(150, 0.8)
+    groups = [source.pieces(150, 9, 0.7, 1, 60) for _ in range(num_groups)]
+    requests: Requests = []
+    for number in range(num_requests):
+        phases = (number / period - index / num_groups for index in range(num_groups))
+        shares = itertools.accumulate(math.exp(3 * math.cos(math.tau * phase)) for phase in phases)
+        prompt = groups[source.rank(list(shares))][source.rank(ranks)]
+        requests.append(prompt + source.fresh(source.size(3, 0.9, 1, 40)))
+    return requests
+
+
 def _parts(seed: int, num_requests: int, num_parts: int) -> list[Requests]:
     """Equally many requests of five families in turn, with names that differ between them."""
     generators: tuple[Callable[[int, int], Requests], ...] = (
@@ -236,4 +310,8 @@ TRACES: dict[str, Callable[[], Requests]] = {
     "retries": partial(retries, 514, 15_000),
     "regimes": partial(regimes, 515, 25_000),
     "blend": partial(blend, 516, 15_000),
+    "edits": partial(edits, 517, 8_000),
+    "jobs": partial(jobs, 518, 7_000),
+    "vogue": partial(vogue, 519, 12_000),
+    "shifts": partial(shifts, 520, 11_000),
 }

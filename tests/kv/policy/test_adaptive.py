@@ -1,15 +1,18 @@
 """The default policy learns: it comes close to whichever fixed policy suits a workload."""
 
+import math
 import random
 
 import pytest
 
 from bench.kv_workloads import WORKLOADS
+from bench.policy_traces import retries, upheaval
 from jaxserve.kv.policy import make_policy
 from jaxserve.kv.policy.adaptive import Adaptive
 from jaxserve.kv.policy.shadows import BALANCES, Balance, Shadows
 from jaxserve.kv.policy.use_classes import (
     NUM_CLASSES,
+    PastUses,
     UseClasses,
     UseMemory,
     class_of,
@@ -109,16 +112,41 @@ def test_classes_grow_with_the_number_of_uses():
 
 
 def test_uses_are_remembered_for_at_least_the_keys_used_last():
-    memory = UseMemory(1000)
+    memory, start = UseMemory(1000), (1 << 32) - 2000  # times of more than 32 bits, too
     for index, key in enumerate(KEYS):
-        memory.put(key, 1 + index % 200)
+        memory.put(key, 1 + index % 200, start + index)
     for index in range(4000, 5000):
-        assert memory.get(KEYS[index]) == 1 + index % 200
-    assert not any(memory.get(KEYS[index]) for index in range(3000)), "more than twice as many"
+        expected = PastUses(1 + index % 200, age=6000 - index)
+        assert memory.get(KEYS[index], start + 6000) == expected
+    forgotten = [memory.get(KEYS[index], start + 6000) for index in range(3000)]
+    assert set(forgotten) == {PastUses(0, math.inf)}, "more than twice as many"
 
 
 def test_uses_of_keys_never_put_in_are_zero():
     memory = UseMemory(2500)
-    for key in KEYS[:2500]:
-        memory.put(key, 9)
-    assert not any(memory.get(key) for key in KEYS[2500:])
+    for now, key in enumerate(KEYS[:2500]):
+        memory.put(key, 9, now)
+    assert not any(memory.get(key, 2500).count for key in KEYS[2500:])
+
+
+def test_a_gate_opens_to_what_was_used_within_its_reach():
+    forever, brief = Balance(0.0, gate=math.inf), Balance(0.5, gate=2.0)
+    assert not forever.lets_in(math.inf, is_trickle_shut=False), "never used before"
+    assert forever.lets_in(1000.0, is_trickle_shut=False)
+    assert brief.lets_in(1.9, is_trickle_shut=False)
+    assert not brief.lets_in(2.1, is_trickle_shut=False)
+
+
+def test_where_popularity_turns_over_a_gate_forgets_what_was_popular_before():
+    """A gate without end lets in all that was popular once."""
+    trace = make_trace(upheaval(507, 4000, every=500))
+    capacity = int(trace.num_unique * 0.01)
+    learned = replay(trace, [TierSpec("tier", "auto", capacity)]).hit_ratio
+    assert learned >= replay(trace, [TierSpec("tier", "arc", capacity)]).hit_ratio + 0.01
+
+
+def test_where_a_second_use_is_mostly_the_last_keys_used_once_stay_longest():
+    trace = make_trace(retries(514, 2500, lag=100))
+    capacity = int(trace.num_unique * 0.05)
+    learned = replay(trace, [TierSpec("tier", "auto", capacity)]).hit_ratio
+    assert learned >= replay(trace, [TierSpec("tier", "arc", capacity)]).hit_ratio + 0.05
