@@ -104,7 +104,7 @@ class UseClasses:
 class PastUses(NamedTuple):
     """How often a key was used, and how many references ago last: 0 and infinite if not known."""
 
-    count: int
+    num_uses: int
     age: float
 
 

@@ -126,7 +126,7 @@ def test_uses_of_keys_never_put_in_are_zero():
     memory = UseMemory(2500)
     for now, key in enumerate(KEYS[:2500]):
         memory.put(key, 9, now)
-    assert not any(memory.get(key, 2500).count for key in KEYS[2500:])
+    assert not any(memory.get(key, 2500).num_uses for key in KEYS[2500:])
 
 
 def test_a_gate_opens_to_what_was_used_within_its_reach():
