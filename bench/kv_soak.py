@@ -9,7 +9,7 @@ resident memory after a warm-up of a quarter of the time, compilations, the larg
 and what is still held when everything has ended.
 
 The slope is that of the lowest memory of each minute, since buffers of a step come and go by some
-MB. Minima that scatter by 1 MB tell a slope to 4 MB per hour in 20 minutes, and to 1 in an hour;
+MB. Minima that scatter by 2 MB tell a slope to 7 MB per hour in 20 minutes, and to 1.3 in an hour;
 the line has the standard error beside the slope.
 """
 
