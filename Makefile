@@ -7,8 +7,11 @@ PYTHON_NEXT ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/pyth
   $$p -c 'import venv' 2>/dev/null && echo $$p && break; done)
 JAX_NEXT ?= 0.11.2
 TESTS ?= tests
-# Tests run in this many processes, file by file.
+# Tests run in this many processes, file by file. A process whose test hangs says where each thread is and
+# ends; xdist then tries that test once more in another.
 JOBS ?= 2
+RUN_TESTS := -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 1 \
+  -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 OUT ?= kv_policies.jsonl
 
 # `make kernels-aot AOT_JAX=0.11.2` compiles under the GPU machines' version, which wants Python 3.12;
@@ -23,7 +26,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m jaxserve.demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	$(BIN)/python $(RUN_TESTS) $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -38,7 +41,7 @@ else
 	@test -f $(VENV)-next/.installed || { $(PYTHON_NEXT) -m venv $(VENV)-next && \
 	  $(VENV)-next/bin/python -m pip install --disable-pip-version-check -q -e '.[test]' \
 	    'jax==$(JAX_NEXT)' && touch $(VENV)-next/.installed; }
-	$(VENV)-next/bin/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	$(VENV)-next/bin/python $(RUN_TESTS) $(TESTS)
 endif
 
 bench: $(VENV)/.installed-dev
