@@ -142,7 +142,7 @@ class Scratch(NamedTuple):
     narrow_ready: Any
     free: Any  # of keys and of values: both warpgroups have used the wide tile
     swap: Any  # the computing warpgroups change places
-    zeroed: Any  # values that nobody may see are zero now
+    zeroed: Any  # values that nobody may see are zero now; of each slot: see `_zero_unseen`
 
 
 def scratch_types(
@@ -169,7 +169,7 @@ def scratch_types(
         narrow_ready=narrow_ready,
         free=(plgpu.Barrier(num_arrivals=COMPUTING, num_barriers=stages),) * 2,
         swap=plgpu.Barrier(num_arrivals=COMPUTING),
-        zeroed=plgpu.Barrier(),
+        zeroed=plgpu.Barrier(num_barriers=stages),
     )
 
 
@@ -352,7 +352,7 @@ class Computer:
             plgpu.barrier_wait(smem.ready[VALUES].at[slot])
         self._await_swap()
         if is_cut and not self.launch.is_quantised:
-            self._zero_unseen(turn, v_smem, tile)
+            self._zero_unseen(turn, v_smem, tile, smem.zeroed.at[slot])
         acc_mh = machine.accumulate(state.acc_mh, weight_mt, v_smem)
         plgpu.barrier_arrive(smem.free[VALUES].at[slot])
         return state._replace(acc_mh=acc_mh)
@@ -376,8 +376,12 @@ class Computer:
             sees_mt &= column_mt > tiles.broadcast_rows(position_m - self.spec.window, like)
         return sees_mt
 
-    def _zero_unseen(self, turn: Turn, v_smem: Any, tile: jax.Array) -> None:
-        """The first warpgroup zeroes what nobody may see, before either multiplies."""
+    def _zero_unseen(self, turn: Turn, v_smem: Any, tile: jax.Array, zeroed: Any) -> None:
+        """The first warpgroup zeroes what nobody may see, before either multiplies.
+
+        Without turns it may be as many tiles ahead as there are slots, so each slot has a barrier of
+        its own: it is filled again only when the second warpgroup has been through, too.
+        """
         first = tile * v_smem.shape[0]
 
         @pl.when(turn.keys.cuts(first, v_smem.shape[0]))
@@ -385,9 +389,9 @@ class Computer:
             @pl.when(self.warpgroup == 0)
             def _zero() -> None:
                 self.machine.zero_rows_outside(v_smem, first, turn.keys)
-                plgpu.barrier_arrive(self.smem.zeroed)
+                plgpu.barrier_arrive(zeroed)
 
-            pl.when(self.warpgroup != 0)(lambda: plgpu.barrier_wait(self.smem.zeroed))
+            pl.when(self.warpgroup != 0)(lambda: plgpu.barrier_wait(zeroed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ That it attends rightly is tested with the other backends, in `test_backends`.
 
 import inspect
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import source_info_util
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxserve.pallas_kernels.paged_attention import (
@@ -153,13 +155,32 @@ def test_more_query_heads_share_a_kv_head_than_wgmma_has_rows():
     check(Case(dtype="bfloat16", decode_lens=(70, 5), heads=(80, 1), head_dim=64))
 
 
-def test_programs_take_several_turns_with_one_ring():
-    """17 turns over 2 programs, to and fro; the ring goes on where the turn before has left it."""
+def test_programs_take_several_turns_with_one_ring(monkeypatch: pytest.MonkeyPatch):
+    """17 turns over 2 programs, to and fro; the ring goes on where the turn before has left it.
+
+    One warpgroup is late wherever it waits for the other, which is then as far ahead as it can be.
+    """
+    from jax._src.pallas.mosaic_gpu.interpret import shared_memory
+
+    wait, num_late = shared_memory.Barrier.wait, 0
+
+    def wait_late(barrier: Any, *args: Any, **named: Any) -> None:
+        nonlocal num_late
+        places = [
+            arg.source_info for arg in (*args, *named.values()) if hasattr(arg, "source_info")
+        ]
+        if any("_zero_unseen" in source_info_util.summarize(place) for place in places):
+            num_late += 1
+            time.sleep(0.05)
+        wait(barrier, *args, **named)
+
+    monkeypatch.setattr(shared_memory.Barrier, "wait", wait_late)
     tuning = replace(TUNING, prefill_programs=2, prefill_takes_turns=False)
     case = Case(
         dtype="float16", prefills=((140, 140), (1, 150)), heads=(6, 2), head_dim=64, window=130
     )
     check(case, tuning)
+    assert num_late
 
 
 @pytest.mark.parametrize(

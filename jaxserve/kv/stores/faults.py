@@ -146,10 +146,11 @@ class FaultyStore:
         self._inner.close()
 
     def _suffer(self, num_bytes: int) -> None:
+        may_go = self._may_go  # before the plan: a new plan frees whoever has seen the old one
         plan = self._plan
         self.num_calls += 1
         if plan.hang:
-            self._may_go.wait()
+            may_go.wait()
         if plan.latency_s:
             self._sleep(plan.latency_s)
         self._transfer(num_bytes)

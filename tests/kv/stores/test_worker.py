@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -481,6 +481,31 @@ def test_every_call_ends_exactly_once_whatever_happens():
     assert stats.queued_load_bytes == stats.queued_write_bytes == 0
     # How many calls come through depends on how long the store is taken for broken.
     assert stats.hits > 0 and stats.get.failures > 0
+
+
+def test_a_new_plan_frees_a_call_that_has_just_read_the_old_one():
+    store = FaultyStore(open_store("memory://"))
+    is_read, is_changed = threading.Event(), threading.Event()
+
+    class Hangs:
+        seed = 0
+
+        @property
+        def hang(self) -> bool:
+            is_read.set()
+            return is_changed.wait(10)
+
+        def __getattr__(self, name: str) -> float:
+            return 0.0
+
+    store.plan = cast(FaultPlan, Hangs())
+    call = threading.Thread(target=store.probe, args=([key_of(0)],), daemon=True)
+    call.start()
+    is_read.wait(10)
+    store.plan = FaultPlan()
+    is_changed.set()
+    call.join(10)
+    assert not call.is_alive()
 
 
 def test_batches_cover_everything_in_order_and_fit():
