@@ -22,6 +22,11 @@ Written after the gates of limited reach and the longer stay of keys used once, 
     vogue       each request repeats one of the past, the late ones most, or brings a new prompt
     shifts      groups of prompts whose share of the traffic rises and falls, each with its phase
 
+Written after trials of imitating other policies, to judge the balances as they were left:
+
+    forum       threads that grow at the end and are read by many while they are young
+    nights      chats by day; by night a batch goes over a set of documents once per question
+
 A request is a list of block names, head first.
 """
 
@@ -275,6 +280,43 @@ def shifts(seed: int, num_requests: int, *, num_groups: int = 8, period: int = 4
     return requests
 
 
+def forum(seed: int, num_requests: int, *, num_open: int = 400) -> Requests:
+    """A reader asks about a whole thread; the longer a thread, the likelier it is to get longer."""
+    source = Source(seed)
+    draw = source.random
+    system = source.fresh(3)
+    threads = source.pieces(num_open, 4, 0.7, 1, 30)
+    requests: Requests = []
+    for _ in range(num_requests):
+        index = max(draw.randrange(num_open), draw.randrange(num_open))
+        if draw.random() < 0.3:
+            threads[index] = threads[index] + source.fresh(source.size(1, 0.7, 1, 6))
+        if draw.random() < 0.06:
+            del threads[draw.randrange(num_open)]
+            threads.append(source.fresh(source.size(4, 0.7, 1, 30)))
+            index = num_open - 1
+        requests.append(system + threads[index] + source.fresh(source.size(1, 0.8, 1, 10)))
+    return requests
+
+
+def nights(seed: int, num_requests: int, *, day: int = 1500) -> Requests:
+    source = Source(seed)
+    draw = source.random
+    requests: Requests = []
+    chats = source.pieces(60, 6, 0.8, 1, 60)
+    while len(requests) < num_requests:
+        for _ in range(day):
+            index = int(draw.expovariate(0.08)) % len(chats)
+            chats[index] = chats[index] + source.fresh(source.size(2, 0.8, 1, 30))
+            requests.append(chats[index])
+            if draw.random() < 0.12:
+                chats[index] = source.fresh(source.size(6, 0.8, 1, 60))
+        documents = source.pieces(draw.randint(100, 500), 18, 0.7, 3, 100)
+        for _ in range(draw.randint(1, 4)):
+            requests += [document + source.fresh(1) for document in documents]
+    return requests[:num_requests]
+
+
 def _parts(seed: int, num_requests: int, num_parts: int) -> list[Requests]:
     """Equally many requests of five families in turn, with names that differ between them."""
     generators: tuple[Callable[[int, int], Requests], ...] = (
@@ -314,4 +356,6 @@ TRACES: dict[str, Callable[[], Requests]] = {
     "jobs": partial(jobs, 518, 7_000),
     "vogue": partial(vogue, 519, 12_000),
     "shifts": partial(shifts, 520, 11_000),
+    "forum": partial(forum, 521, 12_000),
+    "nights": partial(nights, 522, 10_000),
 }
