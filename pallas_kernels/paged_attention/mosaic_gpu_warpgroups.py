@@ -379,8 +379,8 @@ class Computer:
     def _zero_unseen(self, turn: Turn, v_smem: Any, tile: jax.Array, zeroed: Any) -> None:
         """The first warpgroup zeroes what nobody may see, before either multiplies.
 
-        Without turns it may be as many tiles ahead as there are slots, so each slot has a barrier of
-        its own: it is filled again only when the second warpgroup has been through, too.
+        Without turns it may be as many tiles ahead as there are slots, so each slot has a barrier
+        of its own: it is filled again only when the second warpgroup has been through, too.
         """
         first = tile * v_smem.shape[0]
 
