@@ -48,7 +48,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.host_overhead
 	$(BIN)/python -m bench.peers_cpu
 
-# Every part of the GPU suite, tiny and interpreted (`make test` runs two of them).
+# Every part of the GPU suite, tiny and interpreted (`make test` runs four of them).
 # What a GPU machine without a network lacks; `bench/gpu/suite.sh` there takes it from bench/gpu/.wheels.
 .PHONY: gpu-wheels kernels-aot-all test-gpu-suite
 test-gpu-suite: $(VENV)/.installed-dev

@@ -158,4 +158,14 @@ def _layer(
     page_t = rows.page_table[row_t, position_t // page_size]
     pages = backend.write_kv(pages, k_tkh, v_tkh, page_t, position_t % page_size, spec)
     o_tqh = backend.ragged_paged_attention(q_tqh, pages, rows, spec).out_tqh
-    return decoder._after_attention(w, x_td, o_tqh, config=config, kernels=nn.XLA), pages
+    x_td = decoder._after_attention(
+        w,
+        x_td,
+        o_tqh,
+        None,
+        config=config,
+        latent_spec=None,
+        experts_spec=None,
+        kernels=nn.XLA,
+    )
+    return x_td, pages

@@ -83,8 +83,8 @@ def _continuous(model: Any, ids: Any, num_tokens: int) -> None:
     """The whole batch through its scheduler; all requests are there at the start."""
     config = _greedy(num_tokens)
     config.eos_token_id = -1
-    until_s = time.monotonic() + WAITS_S
     with model.continuous_batching_context_manager(generation_config=config) as manager:
+        until_s = time.monotonic() + WAITS_S  # it is warm by now
         for index, prompt in enumerate(ids.tolist()):
             manager.add_request(prompt, str(index), max_new_tokens=num_tokens, eos_token_id=-1)
         left = len(ids)

@@ -19,7 +19,7 @@ from bench.gpu.summary import summary
 
 ROOT = Path(__file__).parents[2]
 IN_FULL = os.environ.get("GPU_SUITE_IN_FULL") == "1"
-ALWAYS = {"limits", "kernels"}
+ALWAYS = {"limits", "kernels", "layers", "tiers"}
 TWICE = {"tests", "quick-tests", "steps-qwen3", "steps-graphs"}
 """The same code as another part, or tests that run by themselves."""
 
@@ -58,13 +58,13 @@ def test_each_part_measures_what_it_is_for(lines: list[dict[str, Any]]):
     assert {"copy_bytes_per_s", "read_bytes_per_s", "bf16_flops"} <= of("limits", "limit")
     assert {"to_host_bytes_per_s", "to_device_bytes_per_s"} <= of("limits", "limit")
     assert of("kernels", "backend") >= {"mosaic_gpu", "triton", "xla"}
-    if not IN_FULL:
-        return
-    assert {"prefill", "decode", "profile"} <= of("steps", "figure")
     assert {"save, all hops", "load, all hops", "step with saves under way"} <= of(
         "tiers", "figure"
     )
     assert of("layers", "loop") == {"unrolled", "scan"}
+    if not IN_FULL:
+        return
+    assert {"prefill", "decode", "profile"} <= of("steps", "figure")
     assert of("tune", "backend") == {"mosaic_gpu", "triton"}
 
 
