@@ -1,6 +1,7 @@
 """`jaxserve kv simulate`: what policies and tier sizes would have done on a recorded workload."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -42,7 +43,7 @@ def simulate(
         option(
             "--sizes",
             metavar="LIST",
-            help="tier sizes to compare: shares of the trace's unique blocks, or bytes such as "
+            help="tier sizes to compare: shares of the trace's unique blocks, up to 100%, or bytes such as "
             f"8GiB; default: {SIZES}",
         ),
     ] = None,
@@ -76,7 +77,7 @@ def simulate(
     as_json: Annotated[bool, option("--json", help="one JSON line per result, no table")] = False,
 ) -> int:
     """Replay a trace of block hashes through tiers of any policy and size."""
-    if tiers and sizes:
+    if tiers is not None and sizes is not None:
         raise ConfigError("give either --sizes or --tiers: the tiers have their own sizes")
 
     from jaxserve.kv.policy import check_policy
@@ -85,18 +86,22 @@ def simulate(
 
     num_bytes = as_bytes("--block-bytes", block_bytes)
     cascades: list[list[TierText]]
-    if tiers:
-        cascades = [[_tier(text) for text in _split("--tiers", tiers)]]
+    if tiers is not None:
+        cascades = [_cascade(tiers)]
     else:
         names = _split("--policies", policies)
-        shares = _split("--sizes", sizes or SIZES)
-        cascades = [[TierText("tier", share, policy)] for share in shares for policy in names]
+        shares = _split("--sizes", SIZES if sizes is None else sizes)
+        cascades = [
+            [TierText("tier", share, policy, option="--sizes")]
+            for share in shares
+            for policy in names
+        ]
     for cascade in cascades:
         for tier in cascade:
-            _num_blocks(tier.size, 1, num_bytes)
+            _num_blocks(tier, 1, num_bytes)
             check_policy(tier.policy)
     planner = Planner(prefill_rate, block_tokens)
-    costs = planner.costs(cascades[0], bool(tiers), num_bytes)
+    costs = planner.costs(cascades[0], tiers is not None, num_bytes)
     loaded = load_trace(trace)
     rows = _rows(loaded, cascades, num_bytes, costs)
     if as_json:
@@ -121,9 +126,7 @@ def _rows(
     with Progress() as report:
         for cascade in cascades:
             specs = [
-                TierSpec(
-                    tier.name, tier.policy, _num_blocks(tier.size, trace.num_unique, block_bytes)
-                )
+                TierSpec(tier.name, tier.policy, _num_blocks(tier, trace.num_unique, block_bytes))
                 for tier in cascade
             ]
             total = sum(spec.capacity for spec in specs)
@@ -213,12 +216,21 @@ def _print_table(trace: "Trace", rows: Sequence[dict[str, Any]]) -> None:
 
 
 class TierText(NamedTuple):
-    """A tier as it was given."""
+    """A tier as it was given, and by which option."""
 
     name: str
     size: str
     policy: str
     speed: str = ""
+    option: str = "--tiers"
+
+
+def _cascade(text: str) -> list[TierText]:
+    tiers = [_tier(part) for part in _split("--tiers", text)]
+    names = [tier.name for tier in tiers]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--tiers is {text!r:.80}; expected a name of its own for every tier")
+    return tiers
 
 
 def _tier(text: str) -> TierText:
@@ -241,42 +253,51 @@ class Planner(NamedTuple):
         from jaxserve.kv.simulate_times import Costs
         from jaxserve.kv.stores.options import as_bytes
 
+        if not 1 <= self.block_tokens <= 1 << 20:
+            raise ConfigError(f"--block-tokens is {self.block_tokens}; expected 1 to {1 << 20}")
         if self.prefill_rate is None:
             if any(tier.speed for tier in tiers):
                 raise ConfigError(
                     "a tier has a speed, but there is no --prefill-rate to compare with"
                 )
             return None
-        if not 0 < self.prefill_rate < 1e12 or not 1 <= self.block_tokens <= 1 << 20:
+        if not 0 < self.prefill_rate < 1e12:
             raise ConfigError(
-                f"--prefill-rate is {self.prefill_rate:g} and --block-tokens {self.block_tokens}; "
-                "expected positive numbers"
+                f"--prefill-rate is {self.prefill_rate:g}; expected a number of tokens above 0"
             )
         if not is_cascade or tiers[0].speed or not all(tier.speed for tier in tiers[1:]):
             raise ConfigError(
                 "--prefill-rate needs --tiers with the bytes per second of every tier but the "
                 "first, e.g. device:1%:lru,host:5%:auto:20GiB,disk:20%:auto:2GiB"
             )
-        speeds = tuple(float(as_bytes(f"speed of {tier.name}", tier.speed)) for tier in tiers[1:])
+        what = "the speed in --tiers of"
+        speeds = tuple(float(as_bytes(f"{what} {tier.name}", tier.speed)) for tier in tiers[1:])
         return Costs(self.block_tokens, block_bytes, self.prefill_rate, speeds)
 
 
-def _num_blocks(size: str, num_unique: int, block_bytes: int) -> int:
+def _num_blocks(tier: TierText, num_unique: int, block_bytes: int) -> int:
     """Blocks of a tier whose size is a share of the unique blocks, or in bytes."""
+    size, said = tier.size, f"{tier.option} has the size {tier.size!r:.40}"
     if size.endswith("%"):
         try:
-            share = float(size[:-1]) / 100
+            percent = float(size[:-1])
         except ValueError:
-            share = float("nan")
-        if not 0 < share <= 100:
-            raise ConfigError(f"tier size {size!r:.40} is not a share; expected e.g. 5% or 8GiB")
-        return max(1, int(num_unique * share))
+            percent = math.nan
+        if not 0 < percent <= 100:
+            raise ConfigError(
+                f"{said}; expected a share of the trace's unique blocks from above 0% to 100%, or "
+                "bytes such as 8GiB"
+            )
+        return max(1, int(num_unique * percent / 100))
     from jaxserve.kv.stores.options import as_bytes
 
-    num_blocks = as_bytes("tier size", size) // block_bytes
+    try:
+        num_blocks = as_bytes("size", size) // block_bytes
+    except ConfigError:
+        raise ConfigError(f"{said}; expected a share such as 5%, or bytes such as 8GiB") from None
     if not 1 <= num_blocks <= MAX_BLOCKS:
         raise ConfigError(
-            f"tier size {size} holds {num_blocks} blocks of {block_bytes} bytes; expected 1 to "
+            f"{said}, which is {num_blocks} blocks of {block_bytes} bytes; expected 1 to "
             f"{MAX_BLOCKS}"
         )
     return num_blocks

@@ -9,16 +9,19 @@ Names become hashes of 16 bytes, because policies rely on names being spread eve
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from jaxserve.errors import ConfigError
 from jaxserve.kv.blocks import BlockHash
 
 MAX_NAME_CHARS = 256
+MAX_TIME = 1e18
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,16 @@ def load_trace(path: str | Path) -> Trace:
     """
     path = Path(path)
     rows: list[tuple[float, list[int | str]]] = []
+    num_lines = 0
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for number, line in enumerate(lines, 1):
+            for num_lines, line in enumerate(lines, 1):
                 if line.strip():
-                    rows.append(_row(line, f"{path}, line {number}"))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the trace {path}: {error}") from None
+                    rows.append(_row(line, f"{path}, line {num_lines}"))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        after = f" after line {num_lines}" if num_lines else ""
+        raise ConfigError(f"cannot read the trace {path}{after}: {why}") from None
     if not any(names for _, names in rows):
         raise ConfigError(f"{path} has no requests; expected JSON lines with hash_ids")
     rows.sort(key=lambda row: row[0])
@@ -96,16 +102,43 @@ def load_trace(path: str | Path) -> Trace:
 
 
 def _row(line: str, where: str) -> tuple[float, list[int | str]]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); expected one request a line") from None
+    row = _parsed(line, where)
     names = row.get("hash_ids") if isinstance(row, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, int | str) for name in names):
+    if names is None:
         raise ConfigError(f"{where} has no hash_ids; expected a list of block names, head first")
-    if any(isinstance(name, str) and len(name) > MAX_NAME_CHARS for name in names):
-        raise ConfigError(f"{where} has a block name of more than {MAX_NAME_CHARS} characters")
+    if not isinstance(names, list):
+        raise ConfigError(f"{where} has hash_ids {names!r:.40}; expected a list of block names")
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, int | str):
+            raise ConfigError(
+                f"{where} has {name!r:.40} in hash_ids; expected names: whole numbers or text"
+            )
+        if isinstance(name, str) and len(name) > MAX_NAME_CHARS:
+            raise ConfigError(
+                f"{where} has a name of more than {MAX_NAME_CHARS} characters in hash_ids"
+            )
     time = row.get("timestamp", 0)
-    if isinstance(time, bool) or not isinstance(time, int | float) or time != time:
-        raise ConfigError(f"{where} has the timestamp {time!r:.40}; expected a number")
+    is_number = isinstance(time, int | float) and not isinstance(time, bool)
+    if not is_number or not abs(time) <= MAX_TIME:
+        raise ConfigError(
+            f"{where} has the timestamp {_shown(time)}; expected a number, at most "
+            f"{MAX_TIME:g} from 0"
+        )
     return float(time), names
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        why = f"{error.msg}, at character {error.pos + 1}"
+    except ValueError as error:  # such as a number of more digits than Python converts
+        why = str(error).partition(";")[0]
+    except RecursionError:
+        why = "nested too deeply"
+    raise ConfigError(f"{where} is not JSON ({why}); expected one request a line")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."

@@ -115,11 +115,16 @@ def test_times_in_milliseconds_and_in_seconds(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "line 1 is not JSON"),
+        ('{"hash_ids": [1]}\n\n{"hash', r"line 3 is not JSON \(Unterminated .*at character 2\)"),
+        (100_000 * "[", r"line 1 is not JSON \(nested too deeply\)"),
+        ('{"hash_ids": [' + 5000 * "9" + "]}", "line 1 is not JSON .Exceeds the limit"),
         ("[1]", "no hash_ids"),
-        ('{"hash_ids": 3}', "no hash_ids"),
-        ('{"hash_ids": [1.5]}', "no hash_ids"),
-        ('{"hash_ids": [[1]]}', "no hash_ids"),
+        ('{"hash_ids": 3}', "hash_ids 3; expected a list"),
+        ('{"hash_ids": [1.5]}', "1.5 in hash_ids; expected names"),
+        ('{"hash_ids": [[1]]}', r"\[1\] in hash_ids; expected names"),
+        ('{"hash_ids": [true]}', "True in hash_ids; expected names"),
+        ('{"hash_ids": [1], "timestamp": ' + 400 * "9" + "}", "timestamp 9999"),
+        ('{"hash_ids": [1], "timestamp": 1e400}', "timestamp inf"),
         ('{"hash_ids": [1], "timestamp": "noon"}', "timestamp 'noon'"),
         ('{"hash_ids": [1], "timestamp": NaN}', "timestamp nan"),
         ('{"hash_ids": ["' + 300 * "x" + '"]}', "more than 256 characters"),
@@ -135,8 +140,15 @@ def test_what_is_not_a_trace_is_refused(tmp_path: Path, line: str, told: str):
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
-    cut = tmp_path / "cut.jsonl.gz"
-    cut.write_bytes(gzip.compress(b'{"hash_ids": [1]}\n')[:-6])
-    for path in (tmp_path / "none.jsonl", tmp_path, cut):
-        with pytest.raises(ConfigError, match="cannot read the trace"):
+    cut, damaged = tmp_path / "cut.jsonl.gz", tmp_path / "damaged.jsonl.gz"
+    packed = gzip.compress(b'{"hash_ids": [1]}\n')
+    cut.write_bytes(packed[:-6])
+    damaged.write_bytes(packed[:10] + b"\xff" + packed[11:])
+    for path, why in (
+        (tmp_path / "none.jsonl", "No such file"),
+        (tmp_path, "Is a directory"),
+        (cut, "ended before"),
+        (damaged, "invalid block type"),
+    ):
+        with pytest.raises(ConfigError, match=f"cannot read the trace {path}.*: .*{why}"):
             load_trace(path)
