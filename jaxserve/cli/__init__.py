@@ -1,8 +1,8 @@
 """The `jaxserve` command.
 
 Knows which commands there are and how failures are told; each command is imported when it is used,
-so that `--help` is quick. A failure is one line on stderr: exit status 2 for wrong options, 1 for
-anything else.
+so that `--help` is quick. A failure is one line on stderr: exit status 2 for wrong options, 130 for
+Ctrl-C, 1 for anything else.
 """
 
 import os
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JaxserveError as error:
         return _fail(str(error), EXIT_FAILED)
     except (KeyboardInterrupt, typer.Abort):
+        print("jaxserve: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `jaxserve ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,9 @@ Each works on a running server (`--server`, with its admin key) and on a store t
 damaged, or a store did not do what it was asked to.
 """
 
+import functools
 import json
+import logging
 import os
 import sys
 import time
@@ -42,7 +44,11 @@ class Where:
 
 
 def with_where(function: Run) -> Run:
-    """Replace a command's `where` by the flags that say which cache it is about."""
+    """Replace a command's `where` by the flags that say which cache it is about.
+
+    What stores log is told after a command that did what it was asked to. After another one it is
+    not: its error says the same.
+    """
 
     def text(name: str, metavar: str, help: str) -> Any:
         spelt = "--" + name.replace("_", "-")
@@ -57,7 +63,30 @@ def with_where(function: Run) -> Run:
         text("kv_key_folder", "FOLDER", "wrapped keys of that store"),
         flag("as_json", bool, option("--json", help="print JSON"), default=False),
     ]
-    return expand(function, "where", flags, lambda values: Where(**values))
+    @functools.wraps(function)
+    def run(**given: Any) -> int:
+        kept, logger = _KeptWarnings(), logging.getLogger("jaxserve")
+        logger.addHandler(kept)
+        try:
+            code = function(**given)
+        finally:
+            logger.removeHandler(kept)
+        for line in kept.lines if code == 0 else ():
+            print(f"jaxserve: warning: {line}", file=sys.stderr)
+        return code
+
+    return expand(run, "where", flags, lambda values: Where(**values))
+
+
+class _KeptWarnings(logging.Handler):
+    """Keeps what is logged, each text once, and prints nothing."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines[" ".join(record.getMessage().split())] = None
 
 
 def _tiers(where: Where) -> Tiers:

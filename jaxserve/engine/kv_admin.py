@@ -124,12 +124,19 @@ class KVAdmin:
         is_complete, lower = True, self._engine.lower
         for worker in self._control.workers:
             assert lower is not None
+            unseen = set(entries)  # of these the store may know how old they are
             try:
                 for info in scan(worker):
-                    if len(entries) > limit:
+                    if len(entries) > limit and not unseen:
                         break
-                    if info.block_hash.hex().startswith(prefix):
-                        entries.setdefault(info.block_hash, entry_of(info, (), lower.namespace))
+                    name, known = info.block_hash, entries.get(info.block_hash)
+                    if known is not None:
+                        unseen.discard(name)
+                        said = entry_of(info, known.tiers, lower.namespace)
+                        is_pinned = known.is_pinned or said.is_pinned
+                        entries[name] = replace(said, is_pinned=is_pinned)
+                    elif len(entries) <= limit and name.hex().startswith(prefix):
+                        entries[name] = entry_of(info, (), lower.namespace)
             except StoreError:
                 is_complete = False
         names = list(entries)[:limit]

@@ -30,7 +30,7 @@ class BlockEntry:
         created_s, expires_s: seconds since the epoch; 0: not known, or never.
         tenant: hex digits; "" if it belongs to nobody, or that is not known.
         is_ours: whether this engine could use it (same weights, config, numerics).
-        is_pinned: on the host.
+        is_pinned: on the host or in a store.
     """
 
     name: str

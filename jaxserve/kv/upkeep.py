@@ -301,6 +301,7 @@ def entry_of(info: RecordInfo, tiers: Sequence[str], namespace: bytes | None) ->
         info.expires_s,
         "" if info.tenant == NO_TENANT else info.tenant.hex(),
         namespace is None or info.namespace == namespace,
+        info.is_pinned,
     )
 
 

@@ -135,6 +135,8 @@ def test_pin_erase_and_clear_without_a_server(
 ):
     names = [(bytes([number]) * 32).hex() for number in (0, 5, 99)]
     assert offline(capsys, disk, "pin", *names)["by_tier"] == {"disk": 2}
+    listed = offline(capsys, disk, "ls")["blocks"]
+    assert {block["name"] for block in listed if block["is_pinned"]} == set(names[:2])
     missing = offline(capsys, disk, "pin", names[2], names[2])
     assert missing["code"] == 1 and missing["num_blocks"] == 1 and "none of" in missing["note"]
     monkeypatch.setattr("sys.stdin", io.StringIO("acme\n"))
@@ -228,6 +230,23 @@ def test_what_needs_a_model_says_so(disk: Path, capsys: Capture, argv: list[str]
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argv", [["stat"], ["clear", "all"], ["pin", "ab" * 32], ["erase", "x"]])
+def test_a_store_that_fails_is_told_in_one_line(capsys: Capture, argv: list[str]):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert kv(argv[0], "--kv-store", f"valkey://127.0.0.1:{port}", *argv[1:]) == 1
+    out, err = capsys.readouterr()
+    assert (out + err).count("cannot answer") == 1 and (out + err).count("\n") == 1
+
+
+def test_what_a_store_logs_is_told_beside_what_was_asked_for(disk: Path, capsys: Capture):
+    (path,) = disk.iterdir()
+    with path.open("r+b") as file:
+        file.write(b"?")
+    assert kv("stat", "--kv-store", f"file://{disk}") == 0
+    assert capsys.readouterr().err.startswith(f"jaxserve: warning: the KV store's file {path} is")
+
+
 def test_a_store_in_use_is_told(disk: Path, capsys: Capture):
     with_server = DiskStore(disk)
     assert kv("stat", "--kv-store", f"file://{disk}") == 2
@@ -272,14 +291,18 @@ def test_every_command_works_on_a_running_server(server: list[str], capsys: Capt
     assert kv("ls", "--limit", "3", *server) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
     assert "device+host+disk" in first and "and more" in last
+    assert " s old" in first, "the store knows when it was made"
     assert kv("verify", "--recompute", "2", *server) == 0
     out = capsys.readouterr().out
     assert "disk: 12 records" in out and "nothing is damaged" in out
     assert "recomputed: 4 copies compared" in out and " 0 wrong" in out
     assert kv("pin", first.split()[0], *server) == 0
     assert "of 1 block: 1 pinned in host, 1 pinned in disk" in capsys.readouterr().out
+    assert kv("clear", "device", "host", *server) == 0 and capsys.readouterr()
+    assert kv("ls", "--prefix", first[:8], *server) == 0
+    assert "  disk  " in (line := capsys.readouterr().out) and "pinned" in line
     assert kv("stat", *server) == 0
-    assert [line.split()[-2] for line in capsys.readouterr().out.splitlines()[1:4]] == list("011")
+    assert [line.split()[-2] for line in capsys.readouterr().out.splitlines()[1:4]] == list("001")
     assert kv("pin", "ab" * 32, *server) == 1
     assert "no tier has any of these blocks" in capsys.readouterr().out
     assert kv("clear", "disk", "device", "--stale", *server) == 0
@@ -287,7 +310,7 @@ def test_every_command_works_on_a_running_server(server: list[str], capsys: Capt
     assert "device and host have only what" in capsys.readouterr().err
     assert kv("erase", "acme", *server) == 0
     out = capsys.readouterr().out
-    assert "device: 6 blocks, host: 6 blocks" in out and "disk: 6 records" in out
+    assert "device: 0 blocks, host: 0 blocks" in out and "disk: 6 records" in out
     assert kv("clear", "device", "all", *server) == 0
     assert "disk: 6 records" in capsys.readouterr().out
 

@@ -27,6 +27,7 @@ class RecordInfo:
         num_bytes: length of the sealed record.
         created_s: seconds since the epoch.
         expires_s: seconds since the epoch, 0 if never.
+        is_pinned: whether it is protected from eviction; only `Store.scan` says so.
     """
 
     block_hash: BlockHash
@@ -35,6 +36,7 @@ class RecordInfo:
     num_bytes: int
     created_s: float
     expires_s: float = 0.0
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,11 @@ class DiskStore:
                     for key in keys[start : start + _SCANNED_AT_ONCE]
                 ]
                 infos = [self._index.info(place) for place in places if place is not None]
+                pinned = self._index.pinned
+                infos = [
+                    replace(info, is_pinned=True) if info.block_hash in pinned else info
+                    for info in infos
+                ]
             yield from infos
 
     def usage(self) -> StoreUsage:

@@ -187,6 +187,10 @@ class Ledger:
             self._pinned.add(key)
         return key in self._records
 
+    def is_pinned(self, key: BlockHash) -> bool:
+        """Whether a record is protected from eviction."""
+        return key in self._pinned
+
     def clear(self) -> None:
         """Nothing is there any more; grants stay."""
         for key in list(self._records):

@@ -215,7 +215,9 @@ class ObjectStore:
         kv = self._opened()
         for info in self._list(kv):
             if not has_expired(info.created_s, info.expires_s, self._clock()):
-                yield info
+                with self._lock:
+                    is_pinned = self._ledger.is_pinned(info.block_hash)
+                yield replace(info, is_pinned=is_pinned)
 
     def usage(self) -> StoreUsage:
         with self._lock:

@@ -242,7 +242,9 @@ class ValkeyStore:
         self._check()
         for info in self._scan():
             if not self._has_expired(info):
-                yield info
+                with self._lock:
+                    is_pinned = self._ledger.is_pinned(info.block_hash)
+                yield replace(info, is_pinned=is_pinned)
 
     def usage(self) -> StoreUsage:
         with self._lock:

@@ -206,6 +206,7 @@ def test_records_and_pins_survive_reopening(kind: StoreKind):
         assert store.usage().num_records == 0
         return
     assert store.usage() == before
+    assert {info.block_hash for info in store.scan() if info.is_pinned} == {key_of(1)}
     assert [read(store, i) for i in range(4)] == [payload(i) for i in range(4)]
     for index in range(10, 110):
         store.put([record(index)])
