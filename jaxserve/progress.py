@@ -47,15 +47,15 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._finish()
+        self._finish(is_done=kind is None)
 
-    def _finish(self) -> None:
+    def _finish(self, is_done: bool = True) -> None:
         if self._what is None:
             return
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif not self._has_bars:
+        elif is_done and not self._has_bars:
             elapsed_s = time.monotonic() - self._started_s
             print(f"{self._what}: {self._done} in {elapsed_s:.1f} s", file=sys.stderr, flush=True)
         self._what = None

@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         args = sys.argv[1:] if argv is None else list(argv)
-        return root().main(args, prog_name="jaxserve", standalone_mode=False) or 0
+        code = root().main(args, prog_name="jaxserve", standalone_mode=False) or 0
+        if code == EXIT_INTERRUPTED:  # typer's answer to KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code
     except typer.TyperException as error:
         return _fail(usage_of(error), EXIT_USAGE)
     except ConfigError as error:

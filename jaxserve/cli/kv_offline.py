@@ -186,7 +186,8 @@ def for_upkeep(url: str) -> str:
     kept = [pair for pair in parse_qsl(parts.query) if pair[0] not in NOT_OURS]
     if scheme == "file":
         kept.append(("max_bytes", "1024TiB"))
-    return urlunsplit(parts._replace(query=urlencode(kept)))
+    rest = urlunsplit(parts._replace(scheme="", query=urlencode(kept)))
+    return f"{parts.scheme}://{rest.removeprefix('//')}"  # of schemes it does not know it drops //
 
 
 def _key_folder(master: MasterKey, folder: str | None) -> KeyFolder:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -122,6 +123,31 @@ def test_verify_counts_what_was_found_damaged_when_the_store_was_opened(
         assert body["code"] == 1 and body["stores"][0]["verdicts"] == outcome
         assert body["is_damaged"] == bool(outcome) != bool(body["stores"][0]["error"])
         assert offline(capsys, disk, "verify")["code"] == 0, "it is gone now"
+
+
+@pytest.mark.parametrize("scheme", ["objects+file", "fault+file"])
+def test_stores_of_every_scheme_are_opened(tmp_path: Path, capsys: Capture, scheme: str):
+    (tmp_path / "a store").mkdir(mode=0o700)
+    assert kv("stat", "--kv-store", f"{scheme}://{tmp_path}/a%20store") == 0
+    assert "0 records" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_one_line_and_leaves_the_store_to_the_next(
+    disk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    whole, calls = DiskStore.get, []
+
+    def get(store: DiskStore, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(store, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiskStore, "get", get)
+        assert kv("verify", "--kv-store", f"file://{disk}") == 130
+    assert capsys.readouterr() == ("", "jaxserve: interrupted\n")
+    assert offline(capsys, disk, "verify")["stores"][0]["verdicts"] == {"ok": 12}
 
 
 def test_an_option_of_the_url_that_is_wrong_is_told_as_it_was_typed(disk: Path, capsys: Capture):

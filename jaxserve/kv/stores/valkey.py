@@ -7,7 +7,8 @@ Reads go by the hash alone, so what one engine wrote is a hit for all. The serve
 expire by itself. The bound is kept by this process's books (`Ledger`): what it wrote, what it
 read, and what a scan found when it connected; several writers each keep their own, so together
 they are bounded by the server's `maxmemory` only. What the server evicts, or loses by a restart, is
-a miss; after a restart the books are made anew.
+a miss; after a restart the books are made anew. A sweep asks for both, so that the books of an idle
+engine are true, too.
 
 Knows nothing of what a record holds.
 """
@@ -231,12 +232,26 @@ class ValkeyStore:
         return len(there)
 
     def sweep(self) -> EraseCount:
-        """The server removes what has expired; the books have to follow."""
+        """The server removes what has expired, and may have lost more; the books have to follow."""
+        self._is_checked = False  # it may have been restarted since it was last asked
         self._check()
         with self._lock:
             while self._ledger.expired():
                 pass
+            known = list(self._ledger)
+        if self._ask(self._client.dbsize) < len(known):
+            self._forget_missing(known)
         return EraseCount(0, 0)
+
+    def _forget_missing(self, known: Sequence[RecordInfo]) -> None:
+        """Take off the books what the server does not have any more."""
+        for start in range(0, len(known), _PAGE):
+            page = known[start : start + _PAGE]
+            there = self._pipeline([("EXISTS", self._key(info.block_hash)) for info in page])
+            with self._lock:
+                for info, is_there in zip(page, there, strict=True):
+                    if is_there == 0 and self._ledger.find(info.block_hash) is info:
+                        self._ledger.remove(info.block_hash)
 
     def scan(self) -> Iterator[RecordInfo]:
         self._check()

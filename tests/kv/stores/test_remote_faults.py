@@ -183,6 +183,31 @@ def test_engines_share_a_valkey(valkey_server: Server):
         store.close()
 
 
+def test_the_books_of_an_idle_engine_follow_its_valkey(own_valkey: Callable[..., Server]):
+    """Metrics ask the books, not the server: only a sweep tells them what it has lost."""
+    import valkey
+
+    server = own_valkey()
+    store = open_store(valkey_url(server))
+    client = valkey.Valkey(port=server.port)
+    for lose, num_left in ((None, 3), (server.kill, 0), (client.flushall, 0)):
+        assert store.put([record(1), record(2), record(3)]) == [PutStatus.STORED] * 3
+        if lose is not None:
+            lose()
+        if lose == server.kill:
+            server.start()
+        store.sweep()
+        assert store.usage().num_records == num_left
+        client.flushall()
+        store.sweep()
+    store.put([record(1), record(2)])
+    client.delete(b"jaxserve:r:" + key_of(1))
+    store.sweep()
+    assert store.usage().num_records == 1 and read(store, 2) == payload(2)
+    store.close()
+    client.close()
+
+
 def test_valkey_wants_a_password(
     own_valkey: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ):
