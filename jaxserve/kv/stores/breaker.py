@@ -52,6 +52,8 @@ class CircuitBreaker:
         self._backoff_s = min_backoff_s
         self._retry_at_s = 0.0
         self.num_openings = 0
+        self.was_trusted = True
+        """Whether the last opening came after many successes, and not after trials that failed."""
 
     @property
     def state(self) -> BreakerState:
@@ -114,6 +116,7 @@ class CircuitBreaker:
         self._state = BreakerState.OPEN
         self._retry_at_s = self._clock() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, self._max_backoff_s)
+        self.was_trusted = self._num_successes >= self._num_to_trust
         self._num_failures = 0
         self._num_successes = 0
         self.num_openings += 1

@@ -5,7 +5,8 @@ there, and then their entries: only then are they found. Reads and writes go on 
 outside the lock; what was read is checked against its entry, so a slot that changed meanwhile is
 a miss. A process may be killed at any point; what it left is either whole or not there.
 
-One process at a time may use a folder. If the folder cannot be written, the store reads only.
+One process at a time may use a folder. If the folder cannot be written, the store reads only: for
+good if it is so at the start, otherwise until it can be written again (`WriteGate`).
 Keys of a sequence are given head first; the policy sees them suffix first.
 """
 
@@ -29,15 +30,14 @@ from jaxserve.kv.stores.base import (
     StoreUsage,
 )
 from jaxserve.kv.stores.disk_erasure import give_back, overwrite, take_slots
-from jaxserve.kv.stores.disk_folder import lock_folder
-from jaxserve.kv.stores.disk_index import DiskIndex, Place
+from jaxserve.kv.stores.disk_folder import WriteGate, lock_folder
+from jaxserve.kv.stores.disk_index import NOT_WRITABLE, DiskIndex, Place
 from jaxserve.kv.stores.disk_io import IOThreads
 from jaxserve.kv.stores.disk_options import DiskOptions, DiskStats, parse_disk_url
 from jaxserve.kv.stores.disk_segment import Segment, split_bytes
 from jaxserve.kv.stores.disk_transfers import Read, Write, align, read_task, runs, write_task
 
 _LOG = logging.getLogger(__name__)
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _MAX_RECORD_BYTES = 2**32 - 1
 _SWEEP_S = 60.0
@@ -73,6 +73,7 @@ class DiskStore:
         self._num_io_errors = 0
         self._warn_at_s = time.monotonic()
         self._folder = Path(folder)
+        self._gate = WriteGate(self._folder)
         self._folder_descriptor = lock_folder(self._folder)
         try:
             self._index, self.is_read_only = self._open_index()
@@ -142,7 +143,7 @@ class DiskStore:
         return lengths
 
     def put(self, records: Sequence[SealedRecord]) -> list[PutStatus]:
-        if self.is_read_only:
+        if self.is_read_only or not self._gate.is_open():
             return [PutStatus.FAILED] * len(records)
         self._sweep_if_due()
         statuses = [PutStatus.FAILED] * len(records)
@@ -178,7 +179,7 @@ class DiskStore:
 
     def sweep(self) -> EraseCount:
         """Remove what has expired. Puts do it once a minute; an idle store needs to be told."""
-        if self.is_read_only:
+        if self.is_read_only or not self._gate.is_open():
             return EraseCount(0, 0)
         now_s = self._clock()
         return self._erase(lambda: self._index.select(expired_at_s=now_s), lambda info: False)
@@ -273,7 +274,7 @@ class DiskStore:
                 try:
                     return DiskIndex(self._folder, self.options, direct, writable=True), False
                 except OSError as error:
-                    if error.errno not in _NOT_WRITABLE:
+                    if error.errno not in NOT_WRITABLE:
                         raise
             _LOG.warning("the KV store's folder %s cannot be written: reading only", self._folder)
             return DiskIndex(self._folder, self.options, direct, writable=False), True
@@ -300,8 +301,8 @@ class DiskStore:
         try:
             if not self.is_read_only:
                 segment.clear_entries(slot, 1)
-        except OSError:
-            is_usable = False
+        except OSError as error:
+            is_usable &= error.errno in NOT_WRITABLE
         self._index.give_back(segment, [slot], usable=is_usable)
 
     def _reserve(self, records: Sequence[SealedRecord], statuses: list[PutStatus]) -> list[Write]:
@@ -326,10 +327,12 @@ class DiskStore:
             else:
                 try:
                     if self._index.find(key) is not None:
-                        self._discard(key)
+                        self._index.discard(key)
                     taken = self._index.take_slot(slot_bytes)
                 except OSError as error:
                     self._note_error("make room", error)
+                    if error.errno in NOT_WRITABLE:
+                        break  # the others fare no better
                     continue
                 statuses[index] = PutStatus.FULL
                 if taken is not None:
@@ -345,11 +348,6 @@ class DiskStore:
             return info
         expires_s = info.created_s + self.options.ttl_s
         return replace(info, expires_s=min(expires_s, info.expires_s or expires_s))
-
-    def _discard(self, key: BlockHash) -> None:
-        segment, slot, _ = self._index.remove(key, evicted=False)
-        segment.clear_entries(slot, 1)
-        self._index.give_back(segment, [slot])
 
     def _publish(self, writes: list[Write], statuses: list[PutStatus]) -> None:
         """Write the entries of what is written, and let it be found."""
@@ -371,7 +369,7 @@ class DiskStore:
                 statuses[write.index] = PutStatus.STORED
                 continue
             statuses[write.index] = PutStatus.FAILED
-            is_full = False
+            is_usable = True
             if write.is_cancelled and write.error is None:
                 try:
                     write.segment.wipe([write.slot])
@@ -381,7 +379,7 @@ class DiskStore:
                 self._note_error("write a record", write.error)
                 is_full = write.error.errno in _NO_SPACE
                 statuses[write.index] = PutStatus.FULL if is_full else PutStatus.FAILED
-            is_usable = write.error is None or is_full
+                is_usable = is_full or write.error.errno in NOT_WRITABLE
             self._index.give_back(write.segment, [write.slot], usable=is_usable)
 
     def _sync_writes(self, writes: list[Write], statuses: list[PutStatus]) -> None:
@@ -482,6 +480,9 @@ class DiskStore:
 
     def _note_error(self, what: str, error: OSError) -> None:
         self._num_io_errors += 1
+        if error.errno in NOT_WRITABLE:
+            self._gate.shut(error)
+            return
         self._warn(f"could not {what}", error)
 
     def _warn(self, what: str, why: object) -> None:

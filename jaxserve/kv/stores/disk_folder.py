@@ -1,10 +1,68 @@
-"""The folder of a disk store: made private, and locked for one process."""
+"""The folder of a disk store: made private, locked for one process, watched for being writable."""
 
 import fcntl
+import logging
 import os
+import threading
+import time
 from pathlib import Path
 
 from jaxserve.errors import ConfigError, StoreError
+from jaxserve.kv.stores.disk_segment import TEMPORARY_SUFFIX
+
+_LOG = logging.getLogger(__name__)
+_TRY_AGAIN_S = 30.0
+
+
+class WriteGate:
+    """Whether a folder that could be written still can; any thread.
+
+    A file system that has become read-only refuses every write. While it does there is nothing to
+    be gained from trying, and records to be lost that would leave for new ones. So nothing is
+    written until a file can be made in the folder again, which is tried now and then.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._is_shut = False
+        self._try_at_s = 0.0
+
+    def shut(self, error: OSError) -> None:
+        """A write was refused because nothing may be written."""
+        with self._lock:
+            self._try_at_s = time.monotonic() + _TRY_AGAIN_S
+            if self._is_shut:
+                return
+            self._is_shut = True
+        _LOG.warning(
+            "the KV store's folder %s cannot be written any more (%s): reading only; tried again "
+            "every %.0f s",
+            self._folder,
+            error.strerror,
+            _TRY_AGAIN_S,
+        )
+
+    def is_open(self) -> bool:
+        """Whether to write."""
+        if not self._is_shut:
+            return True
+        with self._lock:
+            if self._is_shut and time.monotonic() >= self._try_at_s:
+                self._try_at_s = time.monotonic() + _TRY_AGAIN_S
+                self._is_shut = not self._can_make_a_file()
+                if not self._is_shut:
+                    _LOG.warning("the KV store's folder %s can be written again", self._folder)
+            return not self._is_shut
+
+    def _can_make_a_file(self) -> bool:
+        path = self._folder / f"try{TEMPORARY_SUFFIX}"
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            path.unlink()
+        except OSError:
+            return False
+        return True
 
 
 def lock_folder(folder: Path) -> int:

@@ -37,6 +37,7 @@ from jaxserve.kv.stores.disk_segment import (
 _LOG = logging.getLogger(__name__)
 _FOLDER_BYTES = 16 << 10
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _GROW_AGAIN_S = 30.0
 _SLOT_MASK = 0xFFFFFFFF
 
@@ -336,18 +337,32 @@ class DiskIndex:
         segment = place.segment
         can_go = not segment.num_reserved and not segment.num_pinned
         if segment.slot_bytes != slot_bytes and can_go:
-            self.num_evicted += segment.num_live
+            num_live = segment.num_live
             self.drop_segment(segment)
-            return True
-        self.num_evicted += 1
-        self.remove(key, evicted=True)
-        try:
-            segment.clear_entries(place.slot, 1)
-        except OSError:
-            self.give_back(segment, [place.slot], usable=False)
-            raise
-        self.give_back(segment, [place.slot])
+            self.num_evicted += num_live
+        else:
+            self.discard(key, evicted=True)
+            self.num_evicted += 1
         return True
+
+    def discard(self, key: BlockHash, *, evicted: bool = False) -> None:
+        """A record gives its slot to others.
+
+        Raises:
+            OSError: its entry cannot be taken away. Where nothing can be written the record stays;
+                otherwise it is gone, and its slot is not used again.
+        """
+        place = self.find(key)
+        assert place is not None
+        try:
+            place.segment.clear_entries(place.slot, 1)
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                self.remove(key, evicted=evicted)
+                self.give_back(place.segment, [place.slot], usable=False)
+            raise
+        self.remove(key, evicted=evicted)
+        self.give_back(place.segment, [place.slot])
 
     def _fit_policy(self, slot_bytes: int) -> None:
         """A policy for as many records as fit if all are as small as the smallest."""

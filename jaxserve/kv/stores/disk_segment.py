@@ -232,7 +232,8 @@ class Segment:
         """
         self = cls(folder / f"{segment_id:08x}{SUFFIX}", segment_id, slot_bytes, num_slots)
         temporary = folder / f"{segment_id:08x}{TEMPORARY_SUFFIX}"
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # One that is there was left by a try that could not even remove it.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             try:
                 os.posix_fallocate(descriptor, 0, self.num_bytes_of_file)

@@ -290,8 +290,12 @@ class Dispatcher:
             return []
         if not breaker.fail(is_trial=task.is_trial):
             return []
-        wait_s = breaker.retry_at_s - self._clock()
-        self._openings.append(f"store {self.name}: {lane.name}s are off for {wait_s:.1f} s")
+        if breaker.was_trusted:
+            wait_s = breaker.retry_at_s - self._clock()
+            self._openings.append(
+                f"store {self.name}: {lane.name}s are off for {wait_s:.1f} s, and for longer after "
+                "each try that fails"
+            )
         self._watch.notify_all()
         return self._withdraw_all(lane, Reason.REFUSED)
 

@@ -35,6 +35,7 @@ def test_each_failed_trial_doubles_the_wait_up_to_a_bound():
         assert breaker.is_due
         breaker.begin_trial()
         assert breaker.fail(is_trial=True)
+        assert not breaker.was_trusted, "its opening is no news"
     assert waits == [1.0, 2.0, 4.0, 8.0, 8.0]
 
 

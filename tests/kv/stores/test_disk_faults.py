@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,47 @@ def test_a_disk_that_becomes_read_only_still_reads(tmp_path, monkeypatch):
     assert there(store, [0]) == set()
     monkeypatch.undo()
     store.close()
+
+
+@pytest.mark.parametrize("name", ["pwrite", "pwritev", "posix_fallocate"])
+def test_a_disk_that_was_read_only_for_a_while_loses_nothing_by_it(
+    tmp_path, monkeypatch, caplog, name
+):
+    """Neither records that would have left for what cannot be written, nor their places."""
+    store = open_store(tmp_path / "kv", threads=1)
+    num_full = 0
+    while not store.stats().num_evicted and name != "posix_fallocate":
+        put(store, [num_full])
+        num_full += 1
+    before = there(store, range(num_full))
+    clock = {"now_s": 0.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now_s"])
+    with monkeypatch.context() as patch:
+        for call in (name, "unlink"):
+            failing(patch, call, errno.EROFS)
+        made = failing(patch, "open", errno.EROFS, when=lambda path, *rest: "try" in str(path))
+        caplog.clear()
+        for number in range(1000, 1040):
+            assert put(store, [number, number + 100]) == [PutStatus.FAILED] * 2
+            clock["now_s"] += 2.0
+        assert 1 <= made["failures"] <= 3, "tried again every 30 s"
+        assert [record.message.split(": ")[0] for record in caplog.records] == [
+            f"the KV store's folder {tmp_path}/kv cannot be written any more "
+            "(Read-only file system)"
+        ]
+        num_lost = len(before - read(store, sorted(before)))
+        assert num_lost <= (name == "pwritev") * 2, "at most what left for the first try"
+    clock["now_s"] += 31.0
+    stored = range(2000, 2000 + max(num_full, 10))
+    for number in stored:
+        assert put(store, [number]) == [PutStatus.STORED]
+    assert caplog.records[-1].message.endswith("can be written again")
+    assert len(there(store, stored)) == len(before) or name == "posix_fallocate"
+    store.check_integrity()
+    store.close()
+    again = open_store(tmp_path / "kv")
+    assert there(again, stored) == read(again, stored) and not again.usage().num_damaged
+    again.close()
 
 
 @pytest.mark.parametrize("after", range(0, 12, 3))
