@@ -63,6 +63,7 @@ def with_where(function: Run) -> Run:
         text("kv_key_folder", "FOLDER", "wrapped keys of that store"),
         flag("as_json", bool, option("--json", help="print JSON"), default=False),
     ]
+
     @functools.wraps(function)
     def run(**given: Any) -> int:
         kept, logger = _KeptWarnings(), logging.getLogger("jaxserve")

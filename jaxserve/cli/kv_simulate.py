@@ -43,8 +43,8 @@ def simulate(
         option(
             "--sizes",
             metavar="LIST",
-            help="tier sizes to compare: shares of the trace's unique blocks, up to 100%, or bytes such as "
-            f"8GiB; default: {SIZES}",
+            help="tier sizes to compare: shares of the trace's unique blocks, up to 100%, or "
+            f"bytes such as 8GiB; default: {SIZES}",
         ),
     ] = None,
     tiers: Annotated[
