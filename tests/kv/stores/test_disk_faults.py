@@ -251,7 +251,7 @@ def test_a_disk_that_was_read_only_for_a_while_loses_nothing_by_it(
         num_lost = len(before - read(store, sorted(before)))
         assert num_lost <= (name == "pwritev") * 2, "at most what left for the first try"
     clock["now_s"] += 31.0
-    stored = range(2000, 2000 + max(num_full, 10))
+    stored = list(range(2000, 2000 + max(num_full, 10)))
     for number in stored:
         assert put(store, [number]) == [PutStatus.STORED]
     assert caplog.records[-1].message.endswith("can be written again")
