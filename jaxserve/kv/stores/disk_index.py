@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxserve.errors import ConfigError
 from jaxserve.kv.blocks import BlockHash
+from jaxserve.kv.envelope import CLOCK_SLACK_S
 from jaxserve.kv.policy.base import Policy
 from jaxserve.kv.policy.factory import make_policy
 from jaxserve.kv.stores.base import RecordInfo
@@ -148,7 +149,7 @@ class DiskIndex:
         other_than: bytes | None = None,
         expired_at_s: float | None = None,
     ) -> list[BlockHash]:
-        """Keys by tenant, by namespace (all but one) or by time."""
+        """Keys by tenant, by namespace (all but one) or by time, as `has_expired` has it."""
         found = []
         for segment in self._segments.values():
             wanted = segment.sequence > 0
@@ -157,7 +158,9 @@ class DiskIndex:
             if other_than is not None:
                 wanted &= segment.namespace != self._names.get(other_than, len(self._name_of))
             if expired_at_s is not None:
-                wanted &= (segment.expires != 0) & (segment.expires <= expired_at_s)
+                is_over = segment.expires <= expired_at_s
+                is_of_the_future = segment.created - CLOCK_SLACK_S > expired_at_s
+                wanted &= (segment.expires != 0) & (is_over | is_of_the_future)
             found += [segment.keys[slot].tobytes() for slot in np.nonzero(wanted)[0]]
         return found
 

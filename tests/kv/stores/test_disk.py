@@ -317,17 +317,40 @@ def test_an_expired_record_can_be_stored_anew(opened):
     assert there(store, [1]) == {1}
 
 
-def test_a_clock_that_goes_backwards_hides_what_would_live_too_long(opened):
+def test_a_clock_that_goes_backwards_ends_what_would_live_too_long(opened):
     now = [NOW_S]
     store = opened(clock=lambda: now[0])
     put(store, [1])
     put(store, [2], ttl_s=3600)
     now[0] -= 7200
     assert there(store, [1, 2]) == {1} == read(store, [1, 2])
+    now[0] += 7200
+    assert there(store, [1, 2]) == {1, 2}, "the clock is right again, before a sweep"
+    now[0] -= 7200
     store = opened(clock=lambda: now[0])
     assert there(store, [1, 2]) == {1}
+    content = b"".join(path.read_bytes() for path in store._folder.iterdir())
+    assert payload_of(2)[5000:5032] not in content
     now[0] += 7200
-    assert there(store, [1, 2]) == {1, 2}, "the clock is right again"
+    assert there(store, [1, 2]) == {1}, "gone for good: nobody knew how old it was"
+
+
+@pytest.mark.parametrize("back_s", [-200, -30, 0, 50, 359, 361, 5000])
+def test_a_clock_set_anew_across_a_restart_prolongs_a_record_by_a_bound(opened, back_s: int):
+    """By what it went back, and never to more than twice the time to live and five minutes."""
+    now, ttl_s, age_s = [NOW_S], 100, 60
+    store = opened(clock=lambda: now[0], ttl_s=ttl_s)
+    put(store, [1])
+    now[0] += age_s - back_s
+    store = opened(clock=lambda: now[0], ttl_s=ttl_s)
+    served_at_s = [0]
+    for real_s in range(age_s, age_s + 6000, 10):
+        served_at_s += [real_s] if there(store, [1]) else []
+        store.sweep()
+        now[0] += 10
+    assert served_at_s[-1] <= ttl_s + max(back_s, 0)
+    assert served_at_s[-1] <= 2 * ttl_s + 300
+    assert (served_at_s == [0]) == (back_s in (-200, 361, 5000))
 
 
 def test_everything_is_private_whatever_the_umask(opened, tmp_path):
