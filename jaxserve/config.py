@@ -61,7 +61,9 @@ class CacheConfig:
     num_pages: int | None = setting(None, "KV pages per group; overrides kv-bytes")
     enable_prefix_caching: bool = setting(True, "reuse the KV of equal prompt prefixes")
     kv_host_bytes: int = setting(
-        0, "bytes of host memory for KV blocks that leave the device, such as 8GiB; 0: no host tier"
+        0,
+        "bytes of host memory for KV blocks that leave the device, such as 8GiB; 0: no host tier, "
+        "or 256MiB to pass through if there are stores",
     )
     kv_host_policy: str = setting(
         "auto", "which block leaves the full host tier: auto, lru, arc, s3fifo, tinylfu"

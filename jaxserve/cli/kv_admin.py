@@ -59,8 +59,17 @@ def with_where(function: Run) -> Run:
         text("server", "URL", f"a running server; default: {SERVER}"),
         text("admin_key", "KEY", "of the server (env JAXSERVE_ADMIN_KEY)"),
         text("kv_store", "URL", "a store that no server uses, instead"),
-        text("kv_key_file", "FILE", "master key of that store, if it is encrypted"),
-        text("kv_key_folder", "FOLDER", "wrapped keys of that store"),
+        text(
+            "kv_key_file",
+            "FILE",
+            "master key of that store, if it is encrypted; default: the environment's "
+            "JAXSERVE_KV_KEY",
+        ),
+        text(
+            "kv_key_folder",
+            "FOLDER",
+            "wrapped keys of that store; default: under the user's cache folder",
+        ),
         flag("as_json", bool, option("--json", help="print JSON"), default=False),
     ]
 

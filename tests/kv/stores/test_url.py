@@ -1,8 +1,10 @@
 """Stores by URL: what is said is what is opened, and what cannot be is refused with a reason."""
 
 import logging
+import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,14 @@ from jaxserve.errors import ConfigError
 from jaxserve.kv.stores import url as url_module
 from jaxserve.kv.stores.base import PutStatus
 from jaxserve.kv.stores.disk import DiskStore
+from jaxserve.kv.stores.disk_options import DiskOptions
 from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
-from jaxserve.kv.stores.objects import ObjectStore
+from jaxserve.kv.stores.limits import WorkerLimits
+from jaxserve.kv.stores.objects import ObjectOptions, ObjectStore
+from jaxserve.kv.stores.options import as_bytes, as_seconds
+from jaxserve.kv.stores.tensorstores import DriverOptions
 from jaxserve.kv.stores.url import StoreAddress, open_store, open_worker, parse_address
+from jaxserve.kv.stores.valkey import ValkeyOptions
 from tests.kv.stores.records import payload, read, record
 
 
@@ -69,6 +76,44 @@ def test_each_scheme_opens_its_store(tmp_path: Path):
     assert faulty.plan == FaultPlan(
         latency_s=0.5, bytes_per_s=1 << 20, corrupt_rate=0.25, hang=True, seed=3
     )
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "table", "options"),
+    [
+        ("kv-disk", "## Knobs", None, DiskOptions()),
+        ("kv-stores", "## Options of all stores", url_module._WORKER, WorkerLimits()),
+        ("kv-stores", "## S3 and GCS", url_module._RECORDS, ObjectOptions()),
+        ("kv-stores", "## S3 and GCS", url_module._BUCKET, DriverOptions()),
+        ("kv-stores", "## Valkey and Redis", url_module._VALKEY, ValkeyOptions()),
+    ],
+)
+def test_the_docs_tell_the_defaults_that_are_in_force(
+    page: str, heading: str, table: Any, options: Any
+):
+    text = (Path(__file__).parents[3] / "docs" / f"{page}.md").read_text()
+    section = text.split(f"{heading}\n")[1].split("\n## ")[0]
+    told = {}
+    for row in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", section, re.MULTILINE):
+        names, values = (re.sub(r" \(.*?\)", "", cell).split(", ") for cell in row)
+        told |= zip((name.strip("`") for name in names), values * len(names), strict=False)
+    num_checked = 0
+    for name, said in told.items():
+        parsed_into = (
+            {"ttl": "ttl_s"}.get(name, name) if table is None else table.get(name, [""])[0]
+        )
+        actual = getattr(options, parsed_into, None)
+        if said.strip("` ") in ("", "as above") or actual is None:
+            continue
+        unbound = {"no bound": 0, "no limit": 0}
+        value: Any = unbound.get(said, said.strip("`"))
+        if isinstance(actual, float):
+            value = 0.0 if value == "0" else as_seconds(name, str(value))
+        elif isinstance(actual, int) and value:
+            value = as_bytes(name, str(value))
+        assert value == actual, (name, said)
+        num_checked += 1
+    assert num_checked >= 2
 
 
 def test_the_workers_limits_are_options_of_every_url():
