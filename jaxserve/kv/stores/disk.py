@@ -210,11 +210,6 @@ class DiskStore:
                     for key in keys[start : start + _SCANNED_AT_ONCE]
                 ]
                 infos = [self._index.info(place) for place in places if place is not None]
-                pinned = self._index.pinned
-                infos = [
-                    replace(info, is_pinned=True) if info.block_hash in pinned else info
-                    for info in infos
-                ]
             yield from infos
 
     def usage(self) -> StoreUsage:
@@ -366,6 +361,7 @@ class DiskStore:
             del self._writing[write.record.info.block_hash]
             if write.error is None and write.entry is not None and not write.is_cancelled:
                 self._index.publish(write.entry, write.segment, write.slot)
+                self._gate.confirm()
                 statuses[write.index] = PutStatus.STORED
                 continue
             statuses[write.index] = PutStatus.FAILED

@@ -19,7 +19,7 @@ class WriteGate:
 
     A file system that has become read-only refuses every write. While it does there is nothing to
     be gained from trying, and records to be lost that would leave for new ones. So nothing is
-    written until a file can be made in the folder again, which is tried now and then.
+    written but a file, now and then; when that can be made, one call may try.
     """
 
     def __init__(self, folder: Path):
@@ -44,16 +44,22 @@ class WriteGate:
         )
 
     def is_open(self) -> bool:
-        """Whether to write."""
+        """Whether this call may write."""
         if not self._is_shut:
             return True
         with self._lock:
-            if self._is_shut and time.monotonic() >= self._try_at_s:
-                self._try_at_s = time.monotonic() + _TRY_AGAIN_S
-                self._is_shut = not self._can_make_a_file()
-                if not self._is_shut:
-                    _LOG.warning("the KV store's folder %s can be written again", self._folder)
-            return not self._is_shut
+            if not self._is_shut:
+                return True
+            if time.monotonic() < self._try_at_s:
+                return False
+            self._try_at_s = time.monotonic() + _TRY_AGAIN_S
+        return self._can_make_a_file()
+
+    def confirm(self) -> None:
+        """A record has been written."""
+        if self._is_shut:
+            self._is_shut = False
+            _LOG.warning("the KV store's folder %s can be written again", self._folder)
 
     def _can_make_a_file(self) -> bool:
         path = self._folder / f"try{TEMPORARY_SUFFIX}"

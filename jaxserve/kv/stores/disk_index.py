@@ -129,13 +129,15 @@ class DiskIndex:
     def info(self, place: Place) -> RecordInfo:
         """What is known of a record."""
         segment, slot, _ = place
+        key = segment.keys[slot].tobytes()
         return RecordInfo(
-            segment.keys[slot].tobytes(),
+            key,
             self._name_of[segment.namespace[slot]],
             self._name_of[segment.tenant[slot]],
             int(segment.num_bytes[slot]),
             float(segment.created[slot]),
             float(segment.expires[slot]),
+            key in self.pinned,
         )
 
     def keys(self) -> list[BlockHash]:
