@@ -99,10 +99,10 @@ def test_the_docs_tell_the_defaults_that_are_in_force(
         told |= zip((name.strip("`") for name in names), values * len(names), strict=False)
     num_checked = 0
     for name, said in told.items():
-        parsed_into = (
-            {"ttl": "ttl_s"}.get(name, name) if table is None else table.get(name, [""])[0]
-        )
-        actual = getattr(options, parsed_into, None)
+        field = name + "_s" * (name == "ttl")
+        if table is not None:
+            field = table[name][0] if name in table else ""
+        actual = getattr(options, field, None)
         if said.strip("` ") in ("", "as above") or actual is None:
             continue
         unbound = {"no bound": 0, "no limit": 0}
