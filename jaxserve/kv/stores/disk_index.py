@@ -83,6 +83,7 @@ class DiskIndex:
         self._name_of: list[bytes] = []
         self._used_bytes = _FOLDER_BYTES
         self._grow_at_s = 0.0
+        self._is_full_told = False
         self._min_slot_bytes = 0
         self._policy: Policy = make_policy(options.policy, 1)
         self._load(writable)
@@ -321,15 +322,18 @@ class DiskIndex:
                 continue
             self._segments[segment.id] = segment
             self._next_segment_id += 1
+            self._is_full_told = False
             return True
         if slots_within(slot_bytes, room):
-            _LOG.warning(
-                "the disk of the KV store %s is full; expected room for max_bytes=%d, of which "
-                "%d are used. Older blocks leave for new ones.",
-                self._folder,
-                max_bytes,
-                self._used_bytes,
-            )
+            if not self._is_full_told:
+                _LOG.warning(
+                    "the disk of the KV store %s is full; expected room for max_bytes=%d, of which "
+                    "%d are used. Older blocks leave for new ones.",
+                    self._folder,
+                    max_bytes,
+                    self._used_bytes,
+                )
+            self._is_full_told = True
             self._grow_at_s = time.monotonic() + _GROW_AGAIN_S
         return False
 

@@ -128,13 +128,15 @@ def test_a_full_disk_makes_room_by_itself(tmp_path, monkeypatch):
     store.close()
 
 
-def test_a_disk_without_any_room_stores_nothing(tmp_path, monkeypatch):
+def test_a_disk_without_any_room_stores_nothing(tmp_path, monkeypatch, caplog):
     failing(monkeypatch, "posix_fallocate", errno.ENOSPC)
     store = open_store(tmp_path / "kv")
-    assert put(store, [1, 2]) == [PutStatus.FULL] * 2
+    for _ in range(3):
+        assert put(store, [1, 2]) == [PutStatus.FULL] * 2
+        store._index._grow_at_s = 0.0
+    assert [" is full; " in record.message for record in caplog.records] == [True], "said once"
     assert there(store, [1, 2]) == set() == set(os.listdir(tmp_path / "kv"))
     monkeypatch.undo()
-    store._index._grow_at_s = 0.0
     assert put(store, [1, 2]) == [PutStatus.STORED] * 2
     store.close()
 
