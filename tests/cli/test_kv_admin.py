@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -257,7 +258,10 @@ def test_what_needs_a_model_says_so(disk: Path, capsys: Capture, argv: list[str]
 
 
 @pytest.mark.parametrize("argv", [["stat"], ["clear", "all"], ["pin", "ab" * 32], ["erase", "x"]])
-def test_a_store_that_fails_is_told_in_one_line(capsys: Capture, argv: list[str]):
+def test_a_store_that_fails_is_told_in_one_line(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+):
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a shell: what is logged is shown
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert kv(argv[0], "--kv-store", f"valkey://127.0.0.1:{port}", *argv[1:]) == 1
