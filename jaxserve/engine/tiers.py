@@ -115,10 +115,17 @@ def build_tiers(
     check_policy(config.kv_host_policy)
     if config.kv_encrypt and not urls:
         raise ConfigError("kv_encrypt needs a store to encrypt: set kv_store, or leave it out")
+    if config.kv_key_file and not config.kv_encrypt:
+        raise ConfigError(
+            "kv_key_file is set, but nothing would be encrypted: set kv_encrypt, too, or leave it "
+            "out"
+        )
+    ttl_s = as_seconds("kv_ttl", config.kv_ttl) if config.kv_ttl else 0.0
+    if ttl_s and not urls:
+        raise ConfigError("kv_ttl is about what stores keep: set kv_store, or leave it out")
     if not num_bytes:
         return None
     keys = _key_folder(config) if config.kv_encrypt else None
-    ttl_s = as_seconds("kv_ttl", config.kv_ttl) if config.kv_ttl else 0.0
     shapes = [array.shape[1:] for array in pool]
     host = HostPool(num_bytes, shapes, np.dtype(pool[0].dtype))
     index = HostIndex(host.num_slots, len(pool), make_policy(config.kv_host_policy, host.num_slots))

@@ -320,6 +320,9 @@ def test_an_aborted_request_leaves_nothing_held():
     [
         ({"kv_host_policy": "fifo"}, "unknown replacement policy 'fifo'"),
         ({"kv_encrypt": True}, "kv_encrypt needs a store"),
+        ({"kv_ttl": "soon"}, "kv_ttl is 'soon'"),
+        ({"kv_ttl": "7d", "kv_host_bytes": 1 << 20}, "kv_ttl is about what stores keep"),
+        ({"kv_store": "memory://", "kv_key_file": "k"}, "nothing would be encrypted"),
         ({"kv_encrypt": True, "kv_store": "memory://"}, "needs a master key"),
         ({"kv_host_bytes": 10}, "kv_host_bytes is 10; one block of all KV groups needs"),
         ({"kv_store": "tape://x"}, "unknown KV store scheme 'tape'; expected one of"),
