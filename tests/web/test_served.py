@@ -1,5 +1,6 @@
 """The page as users have it: before `jaxserve serve` with the embedded model."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from jaxserve.demo import stop, wait_until_healthy
 
@@ -35,6 +36,12 @@ def served_url(browser: object, tmp_path: Path) -> Iterator[str]:
             stop(process)
 
 
+def without_end(route: Route) -> None:
+    """An answer as long as the context, so that it can be stopped before it ends by itself."""
+    asked = route.request.post_data_json or {}
+    route.continue_(post_data=json.dumps(asked | {"ignore_eos": True}))
+
+
 def test_the_embedded_model_talks_stops_and_is_remembered(open_page: Open, served_url: str):
     page = open_page(served_url, color_scheme="dark")
     page.get_by_label("Message", exact=True).fill("Tell me a story about a fox.")
@@ -47,6 +54,7 @@ def test_the_embedded_model_talks_stops_and_is_remembered(open_page: Open, serve
     assert (response.value.header_value("content-type") or "").startswith("text/event-stream")
     expect(page.locator(".answer .facts")).to_contain_text("first token")
 
+    page.route("**/v1/chat/completions", without_end)
     page.get_by_label("Message", exact=True).fill("Tell me a longer one.")
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
