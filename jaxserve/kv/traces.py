@@ -107,11 +107,11 @@ def _row(line: str, where: str) -> tuple[float, list[int | str]]:
     if names is None:
         raise ConfigError(f"{where} has no hash_ids; expected a list of block names, head first")
     if not isinstance(names, list):
-        raise ConfigError(f"{where} has hash_ids {names!r:.40}; expected a list of block names")
+        raise ConfigError(f"{where} has hash_ids {_shown(names)}; expected a list of block names")
     for name in names:
         if isinstance(name, bool) or not isinstance(name, int | str):
             raise ConfigError(
-                f"{where} has {name!r:.40} in hash_ids; expected names: whole numbers or text"
+                f"{where} has {_shown(name)} in hash_ids; expected names: whole numbers or text"
             )
         if isinstance(name, str) and len(name) > MAX_NAME_CHARS:
             raise ConfigError(
