@@ -12,9 +12,11 @@ from bench.tiers.limits import Limits
 from bench.tiers.setting import Setting, ms
 
 MODES = ("auto", "load", "recompute")
-WORKLOADS = ("short", "long", "mix")
+WORKLOADS = ("short", "long", "mix", "varied")
 ANSWER = 2
-LEAST_RATIO = {"short": 0.95, "long": 0.95, "mix": 1.0}
+MOST_VARIED = 64
+"""Tokens after a prefix of the varied workload: 1 to so many."""
+LEAST_RATIO = {"short": 0.95, "long": 0.95, "mix": 1.0, "varied": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,12 @@ STORES = {"slow": Speed(50, 5), "normal": Speed(20, 100), "fast": Speed(5, 1000)
 
 
 def measure(store: str, setting: Setting, limits: Limits) -> Iterator[dict[str, Any]]:
-    """Yields a line for each workload: only short prefixes, only long ones, and both mixed.
+    """Yields a line for each workload: only short prefixes, only long ones, both mixed, and varied.
+
+    Where a machine computes so slowly that loading even the short ones pays, `mix` has nothing to
+    decide. In `varied` prefixes are of all lengths from short to long, and what follows them is of
+    1 to 64 tokens: where that leaves the padded step as large as it would be anyhow, a short
+    prefix is cheaper to compute than to load from any store.
 
     A first engine puts all prefixes into a store; three others, one for each mode, start on copies
     of it and take turns, request by request. Each prefix is asked for once, with a suffix of its
@@ -48,16 +55,26 @@ def measure(store: str, setting: Setting, limits: Limits) -> Iterator[dict[str, 
     short, long = some(2 * sizes.num_short, sizes.short), some(2 * sizes.num_long, sizes.long)
     mix = short[sizes.num_short :] + long[sizes.num_long :]
     rng.shuffle(mix)
-    workloads = {"short": short[: sizes.num_short], "long": long[: sizes.num_long], "mix": mix}
+    varied = [
+        random_prompt(rng, int(sizes.short * (sizes.long / sizes.short) ** rng.random()), vocab)
+        for _ in range(sizes.num_varied)
+    ]
+    workloads = {
+        "short": short[: sizes.num_short],
+        "long": long[: sizes.num_long],
+        "mix": mix,
+        "varied": varied,
+    }
     learning = some(3, sizes.short) + some(2, sizes.long)
 
-    room = 2 * (sizes.long + sizes.suffix + ANSWER)
+    longest_suffix = max(sizes.suffix, MOST_VARIED)
+    room = 2 * (sizes.long + longest_suffix + ANSWER)
     host_bytes = 2 * room * setting.token_bytes
     folder = f"planner-{store}"
     filler = Client(
         setting.engine(room, kv_host_bytes=host_bytes, kv_store=setting.disk_url(folder))
     )
-    for prefix in (*short, *long, *learning):
+    for prefix in (*short, *long, *varied, *learning):
         filler.serve([Ask((*prefix, 3), 1)])
         filler.settle()
     filler.close()
@@ -70,8 +87,8 @@ def measure(store: str, setting: Setting, limits: Limits) -> Iterator[dict[str, 
             setting.engine(room, kv_host_bytes=host_bytes, kv_store=url, kv_load=mode)
         )
 
-    def serve(prefix: tuple[int, ...]) -> dict[str, float]:
-        suffix = random_prompt(rng, sizes.suffix, vocab)
+    def serve(prefix: tuple[int, ...], num_more: int = sizes.suffix) -> dict[str, float]:
+        suffix = random_prompt(rng, num_more, vocab)
         ttft_s = {}
         for mode in rng.sample(MODES, len(MODES)):
             (one,) = clients[mode].serve([Ask((*prefix, *suffix), ANSWER)])
@@ -84,7 +101,11 @@ def measure(store: str, setting: Setting, limits: Limits) -> Iterator[dict[str, 
     for prefix in learning:
         serve(prefix)
     for name in WORKLOADS:
-        taken = [serve(prefix) for prefix in workloads[name]]
+        is_varied = name == "varied"
+        taken = [
+            serve(prefix, rng.randint(1, MOST_VARIED) if is_varied else sizes.suffix)
+            for prefix in workloads[name]
+        ]
         sums = {mode: sum(one[mode] for one in taken) for mode in MODES}
         best = min(sums["load"], sums["recompute"])
         yield {

@@ -29,6 +29,7 @@ class Sizes:
     suffix: int = 24
     num_short: int = 16
     num_long: int = 5
+    num_varied: int = 32
     faulty: tuple[int, ...] = (4000, 1000)
     unique: tuple[int, int] = (500, 1500)
     num_unique: int = 8
@@ -49,6 +50,7 @@ TINY = Sizes(
     suffix=4,
     num_short=2,
     num_long=2,
+    num_varied=2,
     faulty=(100, 50),
     unique=(20, 60),
     num_unique=3,

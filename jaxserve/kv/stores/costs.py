@@ -1,8 +1,9 @@
 """What an operation of a store costs, learnt from the calls that were made.
 
 Calls are sorted by amount (bytes, or keys) into classes, each four times as wide as the one before.
-A class keeps exponentially weighted means of amount, seconds and deviation; an estimate is read
-off the line through the classes' means. An estimate that nothing has confirmed for a while sinks
+A class keeps means of amount, seconds and deviation: plain ones of its first calls, so that one
+call that was held up is soon outvoted, then exponentially weighted ones. An estimate is read off
+the line through the classes' means. An estimate that nothing has confirmed for a while sinks
 back towards the prior: a store that was slow once is tried again.
 
 Knows nothing of stores or queues. Any thread may call it.
@@ -31,6 +32,7 @@ class _Class:
     seconds: float
     deviation_s: float
     seen_at_s: float
+    num_seen: int = 1
 
 
 class OperationCosts:
@@ -39,7 +41,7 @@ class OperationCosts:
     Args:
         prior: what holds until there are measurements.
         clock: seconds, never going back.
-        weight: of the newest call in the means.
+        weight: of the newest call in the means, once there are enough of them.
         stale_s: the part of an estimate above the prior halves each time this much passes unseen.
     """
 
@@ -65,7 +67,8 @@ class OperationCosts:
             if known is None:
                 self._classes[index] = _Class(max(amount, 1), seconds, 0.0, self._clock())
                 return
-            w = self._weight
+            known.num_seen += 1
+            w = max(self._weight, 1.0 / known.num_seen)
             known.deviation_s += w * (abs(seconds - known.seconds) - known.deviation_s)
             known.amount += w * (amount - known.amount)
             known.seconds += w * (seconds - known.seconds)

@@ -39,6 +39,14 @@ def test_it_follows_a_store_that_becomes_slower():
     assert costs.seconds(1_000_000) == pytest.approx(0.5, rel=0.05)
 
 
+def test_a_first_call_that_was_held_up_is_soon_outvoted():
+    costs = OperationCosts(PRIOR, FakeClock())
+    costs.observe(1_000_000, 0.5)
+    for _ in range(4):
+        costs.observe(1_000_000, 0.02)
+    assert costs.seconds(1_000_000) == pytest.approx((0.5 + 4 * 0.02) / 5)
+
+
 def test_deviations_make_an_estimate_cautious():
     costs = OperationCosts(PRIOR, FakeClock())
     for step in range(100):
