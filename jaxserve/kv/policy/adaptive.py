@@ -3,9 +3,9 @@
 The key leaves whose age / uses**power is largest: one that was used u times waits u**power times
 as long as one that was used once. Power 0 is LRU, a high one is LFU, and keys used once can be
 made to leave earlier still, as behind a reuse gate. No balance is right for all sizes and
-workloads, so shadow tiers try several on a sample of the traffic, and this policy follows the one
-that has had the most hits lately. To change the balance moves nothing: all of them read the same
-queues.
+workloads, so shadow tiers try several on a sample of the traffic, and this policy follows those
+that have had the most hits lately, and goes between them where chance could explain what sets them
+apart. To change the balance moves nothing: all of them read the same queues.
 
 Time is counted in references. A suffix leaves before its head because it is touched before it.
 """
@@ -19,7 +19,7 @@ from jaxserve.kv.policy.use_classes import UseClasses, UseMemory, num_remembered
 
 
 class Adaptive:
-    """Keys by age and number of uses, in the balance that would have had the most hits lately.
+    """Keys by age and number of uses, in the balances that would have had the most hits lately.
 
     Args:
         capacity: most blocks that the tier holds. Beside the queues of the resident keys, takes
@@ -37,7 +37,7 @@ class Adaptive:
         self._now += 1
         num_uses, age = self._memory.get(key, self._now)
         self._memory.put(key, num_uses + 1, self._now)
-        return len(self._resident) < self.capacity or self._shadows.leader.lets_in(
+        return len(self._resident) < self.capacity or self._shadows.mixture.lets_in(
             age / self.capacity, is_trickle_shut=is_trickle_shut(self._now, self.capacity)
         )
 
@@ -56,7 +56,7 @@ class Adaptive:
         self._shadows.observe(keys)
 
     def victim(self, may_leave: MayLeave) -> BlockHash | None:
-        return self._resident.first(self._shadows.weights, self._now, may_leave)
+        return self._resident.first(self._shadows.mixture.weights, self._now, may_leave)
 
     def remove(self, key: BlockHash, *, evicted: bool) -> None:
         last_use = self._resident.last_use(key)

@@ -3,7 +3,8 @@
 A key belongs to the sample if the last bits of its hash are zero, so the sample is a scaled-down
 image of the traffic (Waldspurger et al., FAST 2015), and a shadow that holds capacity / 2**bits of
 its keys behaves as a tier of full size would. The score of a shadow is the number of its hits in
-leading blocks, of which old ones count less and less.
+leading blocks, of which old ones count less and less. The tier goes between the balances whose
+scores are too close to say which is best.
 """
 
 import math
@@ -38,6 +39,13 @@ TRICKLE_LEAD = 1.5
 depends on when it was last open, so its shadow's luck says less about the tier than that of the
 others."""
 
+NOISE = 0.5
+"""A balance counts 1/e as much as the best one if its score is behind by so many times the square
+root of the best score, which is how much chance moves a count."""
+
+LEAST_SHARE = 0.01
+"""A balance that counts less than this is left out."""
+
 GATE_LEAD = 2
 """How many times the score of a trickle that could lead a gate must have to lead instead. What a
 gate keeps of a loop it loses when all of the loop has come twice."""
@@ -55,12 +63,14 @@ class Balance:
         gate: a full tier lets in what was used before, and no longer ago than so many capacities
             of references; None lets in all. However soon keys used once have to leave, a long
             request of them would first take the room of others.
+        head_start: this balance counts e**head_start times what its score says.
     """
 
     power: float
     once: float = 1.0
     trickle: bool = False
     gate: float | None = None
+    head_start: float = 0.0
 
     def weights(self) -> list[float]:
         """Per class of uses, what its keys' ages are multiplied by."""
@@ -78,9 +88,61 @@ class Balance:
         return not (self.trickle and is_trickle_shut)
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What a tier does that goes between balances.
+
+    Attributes:
+        shares: the balances and how much each counts; 1 in all.
+        weights: per class of uses, the geometric mean of theirs.
+        gate: that of at least half of them, by shares, as in `Balance`.
+        trickle: a trickle is all there is.
+    """
+
+    shares: tuple[tuple[Balance, float], ...]
+    weights: tuple[float, ...]
+    gate: float | None
+    trickle: bool
+
+    @classmethod
+    def of(cls, *counts: tuple[Balance, float]) -> "Mixture":
+        """Of balances that count so much in relation to each other, but for negligible ones."""
+        total = sum(count for _, count in counts)
+        kept = [(balance, count) for balance, count in counts if count > LEAST_SHARE * total]
+        total = sum(count for _, count in kept)
+        shares = tuple((balance, count / total) for balance, count in kept)
+        logs = [[share * math.log(weight) for weight in one.weights()] for one, share in shares]
+        return cls(
+            shares,
+            tuple(math.exp(sum(column)) for column in zip(*logs, strict=True)),
+            _gate_of_half(shares),
+            any(balance.trickle for balance, _ in shares),
+        )
+
+    def lets_in(self, since: float, *, is_trickle_shut: bool) -> bool:
+        """Whether a full tier takes a key; see `Balance.lets_in`."""
+        if self.gate is not None and since >= self.gate:
+            return False
+        return not (self.trickle and is_trickle_shut)
+
+
+def _gate_of_half(shares: Sequence[tuple[Balance, float]]) -> float | None:
+    """The narrowest gate that lets in all that balances with half of the shares let in."""
+    so_far = sum(share for balance, share in shares if balance.gate is None)
+    if so_far >= 0.5:
+        return None
+    gated = [(balance.gate, share) for balance, share in shares if balance.gate is not None]
+    *wider, narrowest = sorted(gated, reverse=True)
+    for gate, share in wider:
+        so_far += share
+        if so_far >= 0.5:
+            return gate
+    return narrowest[0]
+
+
 BALANCES = (
-    Balance(0.5),  # leads until there is a difference
-    Balance(0.0),
+    Balance(0.5, head_start=2.0),  # large tiers see few references: where they know nothing...
+    Balance(0.0, head_start=2.0),  # ...these two are never far off
     Balance(0.0, once=0.3),
     Balance(0.0, once=0.03),
     Balance(1.0),
@@ -91,13 +153,13 @@ BALANCES = (
     Balance(0.0, trickle=True),
     Balance(0.0, gate=math.inf),
     Balance(0.5, gate=8.0),
-    Balance(0.5, gate=2.0),
+    Balance(0.0, gate=1.25),
     Balance(0.0, once=4.0),
 )
 
 
 class Shadows:
-    """One shadow per balance, and which of them leads.
+    """One shadow per balance, and what they say that the tier should do.
 
     Args:
         capacity: of the tier that they are shadows of.
@@ -110,20 +172,15 @@ class Shadows:
         self._capacity = capacity
         self._memory = UseMemory(max(num_keys, num_remembered(capacity) >> bits))
         self._shadows = [_Shadow(balance, num_keys) for balance in BALANCES]
-        self._leader = self._shadows[0]
+        self._mixture = Mixture.of((BALANCES[0], 1.0))
         self._decay = 0.5 ** (CHOOSE_EVERY / (HALF_LIFE * num_keys))
         self._now = 0
         self._num_until_choice = CHOOSE_EVERY
 
     @property
-    def leader(self) -> Balance:
-        """The balance with the most hits lately."""
-        return self._leader.balance
-
-    @property
-    def weights(self) -> Sequence[float]:
-        """Those of the leader."""
-        return self._leader.weights
+    def mixture(self) -> Mixture:
+        """The balances that have had the most hits lately."""
+        return self._mixture
 
     def observe(self, keys: Sequence[BlockHash]) -> None:
         """A request needs these blocks, head first."""
@@ -153,14 +210,23 @@ class Shadows:
     def _choose(self) -> None:
         for shadow in self._shadows:
             shadow.score *= self._decay
+        self._mixture = self._mix()
+
+    def _mix(self) -> Mixture:
+        """The steady balances by their scores, or the trickle that is clearly ahead of them."""
         steady = [shadow for shadow in self._shadows if not shadow.balance.trickle]
-        best = max(steady, key=lambda shadow: shadow.score)
+        best = max(shadow.score for shadow in steady)
         best_open = max(shadow.score for shadow in steady if shadow.balance.gate is None)
         for shadow in self._shadows:
-            is_ahead = shadow.score >= max(TRICKLE_LEAD * best_open, best.score / GATE_LEAD)
-            if shadow.balance.trickle and is_ahead:
-                best = shadow
-        self._leader = best
+            is_ahead = shadow.score >= max(TRICKLE_LEAD * best_open, best / GATE_LEAD)
+            if shadow.balance.trickle and is_ahead:  # or nothing hits at all
+                return Mixture.of((shadow.balance, 1.0))
+        noise = NOISE * math.sqrt(max(best, 1.0))
+        counts = (
+            (one.balance, math.exp((one.score - best) / noise + one.balance.head_start))
+            for one in steady
+        )
+        return Mixture.of(*counts)
 
 
 class _Use(NamedTuple):

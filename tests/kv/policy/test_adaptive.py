@@ -9,7 +9,7 @@ from bench.kv_workloads import WORKLOADS
 from bench.policy_traces import retries, upheaval
 from jaxserve.kv.policy import make_policy
 from jaxserve.kv.policy.adaptive import Adaptive
-from jaxserve.kv.policy.shadows import BALANCES, Balance, Shadows
+from jaxserve.kv.policy.shadows import BALANCES, Balance, Mixture, Shadows
 from jaxserve.kv.policy.use_classes import (
     NUM_CLASSES,
     PastUses,
@@ -58,8 +58,12 @@ def test_without_being_told_of_requests_it_keeps_the_balance_that_it_starts_with
                 assert victim is not None
                 policy.remove(victim, evicted=True)
             policy.insert(key)
-    assert policy._shadows.leader == BALANCES[0]
+    assert policy._shadows.mixture.shares == ((BALANCES[0], 1.0),)
     policy.check_integrity(set(KEYS[-100:]))
+
+
+def leader(policy: Adaptive) -> Balance:
+    return max(policy._shadows.mixture.shares, key=lambda of: of[1])[0]
 
 
 def test_shadows_change_the_leader_when_the_workload_changes():
@@ -69,11 +73,11 @@ def test_shadows_change_the_leader_when_the_workload_changes():
     for number in range(3000):  # popular keys among scans, then keys that are used twice in a row
         policy.observe([popular[number % 50]])
         policy.observe(KEYS[100 + 7 * number % 4000 :][:3])
-        leaders.add(policy._shadows.leader)
+        leaders.add(leader(policy))
     for number in range(20_000):
         policy.observe([KEYS[(number // 2 * 31 + number % 2 * 17) % 5000]])
         policy.observe([KEYS[number // 60 * 40 % 5000 + number % 60 % 40]])
-    assert len(leaders | {policy._shadows.leader}) >= 2
+    assert len(leaders | {leader(policy)}) >= 2
     policy.check_integrity(set())
 
 
@@ -92,6 +96,30 @@ def test_shadows_let_time_pass_within_a_request_as_the_tier_does():
     shadows.observe(KEYS[100:140])
     (of_balance,) = (shadow for shadow in shadows._shadows if shadow.balance == balance)
     assert all(key in of_balance._keys for key in KEYS[:4])
+
+
+def test_a_mixture_goes_between_its_balances():
+    lru, half, gated = Balance(0.0), Balance(0.5), Balance(1.0, gate=2.0)
+    even = Mixture.of((lru, 1.0), (Balance(1.0), 1.0))
+    assert even.weights == pytest.approx(half.weights()), "the mean of powers 0 and 1"
+    assert Mixture.of((half, 3.0), (gated, 0.01)).shares == ((half, 1.0),), "negligible"
+    mostly_open = Mixture.of((lru, 3.0), (gated, 2.0))
+    assert mostly_open.lets_in(math.inf, is_trickle_shut=True)
+    mostly_gated = Mixture.of((lru, 1.0), (gated, 2.0), (Balance(0.0, gate=math.inf), 0.5))
+    assert mostly_gated.gate == 2.0, "the open and the widest gate are less than half"
+    assert mostly_gated.lets_in(1.9, is_trickle_shut=True)
+    assert not mostly_gated.lets_in(2.1, is_trickle_shut=True)
+
+
+def test_where_scores_are_close_several_balances_count_and_where_they_are_not_one_does():
+    shadows = Shadows(64)
+    for one in shadows._shadows:
+        one.score = 0.0 if one.balance.trickle else 1000.0
+    shadows._choose()
+    assert len(shadows.mixture.shares) == len(BALANCES) - 1
+    shadows._shadows[6].score = 2000.0
+    shadows._choose()
+    assert [balance for balance, _ in shadows.mixture.shares] == [BALANCES[6]]
 
 
 def test_a_key_that_was_used_more_often_waits_longer():
