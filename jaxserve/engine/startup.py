@@ -20,7 +20,7 @@ from jaxserve.batch import StateShape, create_state
 from jaxserve.config import Config
 from jaxserve.embedded import EMBEDDED_MODEL_NAME, checkpoint_path
 from jaxserve.engine.core import Engine
-from jaxserve.engine.host_memory import available_bytes, give_back_freed
+from jaxserve.engine.host_memory import available_bytes, give_back_freed, share_arenas
 from jaxserve.engine.tiers import build_tiers, tenant_secret
 from jaxserve.errors import ConfigError
 from jaxserve.folders import user_cache_folder
@@ -77,6 +77,7 @@ def build_engine(
         ConfigError: the settings do not fit the model or the machine.
         WeightsError: the checkpoint is broken or not supported.
     """
+    share_arenas()
     cache_dir = compile_cache_dir(config.runtime.compile_cache_dir)
     if cache_dir is not None:
         use_compile_cache(cache_dir)

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,39 @@ def test_freed_memory_goes_back_to_the_system():
     give_back_freed()
     assert full - resident_bytes() > 90e6
     assert pieces
+
+
+NUM_ARENAS = """
+import ctypes, os, sys, threading
+from jaxserve.engine.host_memory import share_arenas
+if "share" in sys.argv:
+    share_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+together = threading.Barrier(6)
+def allocate():
+    together.wait()
+    for _ in range(1000):
+        libc.malloc(ctypes.c_size_t(5000))
+threads = [threading.Thread(target=allocate) for _ in range(6)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are those of glibc")
+@pytest.mark.parametrize(
+    ("arguments", "set_by_user", "expected"),
+    [([], "", 3), (["share"], "", 2), (["share"], "1", 1)],
+    ids=["as it is", "shared", "the user decides"],
+)
+def test_threads_share_arenas(arguments: list[str], set_by_user: str, expected: int):
+    env = {**os.environ, "MALLOC_ARENA_MAX": set_by_user}
+    if not set_by_user:
+        del env["MALLOC_ARENA_MAX"]
+    command = [sys.executable, "-c", NUM_ARENAS, *arguments]
+    told = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    found = told.count("<heap nr=")
+    assert found >= expected if not arguments else found == expected
