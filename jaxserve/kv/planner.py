@@ -36,7 +36,8 @@ share of that is nothing, but what they wait for pays, too."""
 
 LOAD_ALL_SHARE = 0.5
 """Where loading takes at most this share of computing, the head is not computed meanwhile: that
-would take time from others, and gain little."""
+would take time from others, and gain little. Nor is it where all comes in one piece
+that cannot be split."""
 
 HOST_IDLE_SHARE = 0.5
 """The same for a load from the host alone: that comes, and meanwhile others can compute."""
@@ -231,19 +232,20 @@ class LoadPlanner:
         if is_reliable:
             patience_s = max(patience_s, min(PATIENCE * piece_s, MAX_IDLE_S))
         most_s = compute_s - MIN_GAIN * all_s
-        if load_s <= min(LOAD_ALL_SHARE * compute_s, most_s):
+        whole = None
+        if load_s <= most_s:
             if end <= estimates.host_end:
                 wait_s, is_in_time = _patience_s(load_s, all_s, HOST_IDLE_SHARE), True
             else:
                 wait_s, is_in_time = patience_s, piece_s <= patience_s
             if is_in_time:
-                whole = Decision(
+                loaded = Decision(
                     Choice.LOAD, end, start, wait_s, load_s, compute_s, patience_s=patience_s
                 )
-                return _Option(load_s + rest_s, whole)
-        if not can_split:
-            return recompute
-        split = self._split(first, end, estimates)
+                whole = _Option(load_s + rest_s, loaded)
+        if whole is not None and load_s <= LOAD_ALL_SHARE * compute_s:
+            return whole
+        split = self._split(first, end, estimates) if can_split else end
         head_s = self._compute_s(first, split * self._page_size)
         split_s = max(head_s, estimates.seconds(split, end))
         if split < end and split_s <= most_s:
@@ -253,7 +255,8 @@ class LoadPlanner:
                 Choice.SPLIT, end, until, wait_s, load_s, compute_s, patience_s=patience_s
             )
             return _Option(split_s + rest_s, met)
-        return recompute
+        is_one_piece = end - first <= estimates.piece_blocks  # what its patience bounds
+        return whole if whole is not None and is_one_piece else recompute
 
     def _compute_s(self, first: int, num_tokens: int) -> float:
         """Seconds to compute everything from block `first` on."""

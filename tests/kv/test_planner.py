@@ -107,6 +107,15 @@ def test_what_cannot_be_split_is_loaded_whole_or_not_at_all():
     assert decision.choice is Choice.LOAD and decision.end == 100
 
 
+def test_one_piece_is_loaded_if_that_is_quicker_by_less_than_half_too():
+    """A block of a short prompt: its head is no shorter than itself, and its load is soon over."""
+    compute_s = true_seconds(0, 40) - true_seconds(16, 40)
+    for share, choice in ((0.3, Choice.LOAD), (0.6, Choice.LOAD), (1.1, Choice.RECOMPUTE)):
+        store = store_at(share * compute_s)
+        decision = planner().decide(0, 0, 1, FREE, store, num_tokens=40, is_reliable=True)
+        assert decision.choice is choice and decision.compute_until == 0
+
+
 def test_a_slow_store_is_left_alone():
     decision = planner().decide(0, 0, 250, FREE, store_at(COMPUTE_BLOCK_S, latency_s=10.0))
     assert decision.choice is Choice.RECOMPUTE and decision.end == 0
