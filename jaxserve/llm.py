@@ -10,6 +10,7 @@ use one LLM at the same time: whoever waits for a token drives all (see `driver`
 """
 
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
@@ -103,6 +104,9 @@ class LLM:
         self._grammars = grammars_of(engine)
         self._draw_seed = DrawSeed(engine.config.runtime.seed)
         self._driver = Driver(engine)
+        # Without `close`: when the last reference goes, and before the interpreter is taken apart,
+        # while threads can still finish what they write.
+        weakref.finalize(self, self._driver.close)
         self._kv: KVAdmin | None = None
 
     def generate(
@@ -319,10 +323,6 @@ class LLM:
     def close(self) -> None:
         """Stop all work and free the device memory; the object is of no use afterwards."""
         self._driver.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_driver"):  # it was built
-            self._driver.close()
 
     def __enter__(self) -> "LLM":
         return self

@@ -348,7 +348,11 @@ class StoreWorker:
             _LOG.warning("store %s hangs: closed without waiting for its threads", self.name)
             return False
         closer = threading.Thread(target=self._close_store, name=f"{self.name}-close", daemon=True)
-        closer.start()
+        try:
+            closer.start()
+        except RuntimeError:  # from Python 3.12 on, while the interpreter ends
+            self._close_store()
+            return is_done
         closer.join(max(until_s - time.monotonic(), 0.1))
         return is_done and not closer.is_alive()
 
