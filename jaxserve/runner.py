@@ -50,13 +50,15 @@ from jaxserve.plan import (
     Bucket,
     ConstrainedRow,
     PageUpdates,
+    PrefillChunk,
+    SlotLoad,
     StepPlan,
     StepResult,
 )
 from jaxserve.programs import ProgramSpec, ProgramStore, compile_all
 from jaxserve.sampling import sample, token_logprobs
 from jaxserve.transfers import Transfers
-from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, no_progress
+from jaxserve.types import MAX_LOGPROBS, KVGroup, Progress, SamplingParams, no_progress
 
 PROMPT_LOGPROB_TILE = 64
 LOAD_SLOT = "load slot"
@@ -392,25 +394,34 @@ class Runner:
             tiles.append(ConstrainedTile(tuple(row.row for row in tile), outputs))
         return replace(handle, constrained=tuple(tiles))
 
-    def time_step(self, bucket: Bucket) -> float:
-        """Seconds that a step of this shape takes which computes nothing but padding."""
+    def time_prefill(self, bucket: Bucket) -> tuple[int, float]:
+        """Tokens of a prompt that fills this bucket, and the seconds of a step that computes it.
+
+        Writes into the first pages: for a start, when nobody holds any.
+        """
+        shape = self._program.shape
+        num_pages = min(array.shape[0] for array in self.pool)
+        num_tokens = min(bucket.num_tokens, shape.max_len, num_pages * shape.page_size)
+        token_ids = np.arange(num_tokens, dtype=np.int32) % shape.vocab_size
+        pages = np.arange(-(-num_tokens // shape.page_size), dtype=np.int32)
+        sampling = SamplingParams(temperature=0.0, seed=0)
         nothing = np.zeros(0, np.int32)
-        no_updates = PageUpdates(nothing, nothing, nothing)
         plan = StepPlan(
             step_id=0,
             bucket=bucket,
-            slot_loads=(),
+            slot_loads=(
+                SlotLoad(0, (pages,) * shape.num_groups, token_ids, num_tokens, sampling, ()),
+            ),
             decode_slots=nothing,
             decode_positions=nothing,
-            prefills=(),
-            page_updates=(no_updates,) * self._num_pool,
+            prefills=(PrefillChunk(0, 0, num_tokens, token_ids, samples=True),),
+            page_updates=(PageUpdates(nothing, nothing, nothing),) * self._num_pool,
         )
-        times_s = []
-        for _ in range(2):
-            start_s = time.perf_counter()
-            jax.block_until_ready(self.dispatch(plan).outputs)
-            times_s.append(time.perf_counter() - start_s)
-        return min(times_s)
+        jax.block_until_ready(self.dispatch(plan).outputs)
+        plan = replace(plan, slot_loads=())
+        start_s = time.perf_counter()
+        jax.block_until_ready(self.dispatch(plan).outputs)
+        return num_tokens, time.perf_counter() - start_s
 
     def fetch(self, handle: StepHandle) -> StepResult:
         """Wait for a dispatched step and bring what its plan wants to the host."""

@@ -37,6 +37,9 @@ STAGING_BYTES = 256 << 20
 
 ANSWER_WAIT_S = 5e-4
 
+TRY_OUT_S = 1.0
+"""Longest that a start waits to hear what loads cost."""
+
 KEY_VARIABLE = "JAXSERVE_KV_KEY"
 
 
@@ -88,6 +91,11 @@ class LowerTiers:
             self.wake.wait(ANSWER_WAIT_S)
             self.wake.clear()
             self.tiers.poll()
+
+    def try_out(self) -> None:
+        """Learn what the stores' loads cost, while nobody waits; hung stores are not waited for."""
+        if self.cascade is not None:
+            self.cascade.try_out(TRY_OUT_S)
 
     def close(self, timeout_s: float) -> None:
         """End the stores' threads and write out what they still hold."""

@@ -27,6 +27,7 @@ from jaxserve.kv.loads import STORE_PIECE_BLOCKS
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered
 from jaxserve.kv.stores.base import PutStatus, SealedRecord
 from jaxserve.kv.stores.tasks import Outcome, Task, TaskState
+from jaxserve.kv.stores.try_out import try_out
 from jaxserve.kv.stores.worker import StoreWorker
 
 logger = logging.getLogger(__name__)
@@ -411,6 +412,11 @@ class StoreCascade:
         if is_done:
             self._inbox.append(Offered(offer.name, offer.slot, offer.stored))
             self._wake()
+
+    def try_out(self, timeout_s: float) -> None:
+        """Learn what loads of each store cost, before any is needed; see `try_out`."""
+        for worker in self.workers:
+            try_out(worker, STORE_PIECE_BLOCKS, timeout_s / len(self.workers))
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what was offered, as far as the time allows, and end all threads."""

@@ -228,9 +228,7 @@ class LoadPlanner:
             return _Option(0.0, untried)
         is_reliable = estimates.is_reliable
         piece_s = estimates.seconds(max(first, end - estimates.piece_blocks), end)
-        patience_s = MAX_IDLE_SHARE * all_s
-        if is_reliable:
-            patience_s = max(patience_s, min(PATIENCE * piece_s, MAX_IDLE_S))
+        patience_s = max(MAX_IDLE_SHARE * all_s, MAX_IDLE_S if is_reliable else 0.0)
         most_s = compute_s - MIN_GAIN * all_s
         whole = None
         if load_s <= most_s:
@@ -249,7 +247,8 @@ class LoadPlanner:
         head_s = self._compute_s(first, split * self._page_size)
         split_s = max(head_s, estimates.seconds(split, end))
         if split < end and split_s <= most_s:
-            wait_s = head_s + _patience_s(split_s, all_s, is_reliable=is_reliable)
+            idle_s = MAX_IDLE_S if is_reliable else 0.0
+            wait_s = head_s + max(_patience_s(split_s, all_s), idle_s)
             until = split * self._page_size
             met = Decision(
                 Choice.SPLIT, end, until, wait_s, load_s, compute_s, patience_s=patience_s

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxserve.engine import Engine
 from jaxserve.errors import ConfigError
+from jaxserve.kv.prefill_cost import PrefillCost
+from jaxserve.kv.stores.disk import DiskStore
 from jaxserve.types import Request
 from tests.engine.tiers_harness import (
     FIXTURES,
@@ -110,6 +112,37 @@ def test_disk_and_host_change_no_token_before_and_after_a_restart(model: str, tm
     run(model, **settings)
     again = run(model, "b", **settings)
     assert again.get("disk", 0) > 50
+
+
+def test_a_start_learns_what_computing_and_loading_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It computes into pages and reads from the store; no answer differs for that."""
+    settings = {"kv_host_bytes": HOST_BYTES, "kv_store": f"file://{tmp_path}?max_bytes=64MiB"}
+    run("llama31-v0", "-before", **settings)
+    steps: list[tuple[int, float]] = []
+    records: list[int] = []
+    observe, get = PrefillCost.observe, DiskStore.get
+
+    def observed(cost: PrefillCost, num_tokens: int, num_pairs: float, seconds: float) -> None:
+        steps.append((num_tokens, num_pairs))
+        observe(cost, num_tokens, num_pairs, seconds)
+
+    def got(store: DiskStore, keys: Any, buffers: Any) -> list[int]:
+        lengths = get(store, keys, buffers)
+        records.extend(lengths)
+        return lengths
+
+    monkeypatch.setattr(PrefillCost, "observe", observed)
+    monkeypatch.setattr(DiskStore, "get", got)
+    engine = make_engine(FIXTURES / "llama31-v0", warmup=True, **settings)
+    try:
+        assert steps == [(64, 64 * 64 / 2)] * 2, "the smallest and the largest: there is one"
+        assert len(records) > 8 and all(records)
+        assert not any(loaded(engine).values())
+        check("llama31-v0", "-after", serve(engine, renamed(requests(NUM_REQUESTS), "-after")))
+    finally:
+        engine.close()
 
 
 def test_two_stores_behind_a_host_tier_that_holds_next_to_nothing(tmp_path: Path):

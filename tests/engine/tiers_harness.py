@@ -31,9 +31,10 @@ def make_engine(
     native_cpu: bool = False,
     max_model_len: int = MAX_LEN,
     dtype: str = "float32",
+    warmup: bool = False,
     **cache: Any,
 ) -> Engine:
-    """Few pages for 6 slots: blocks leave the device all the time. Compiles when needed."""
+    """Few pages for 6 slots: blocks leave the device all the time. Compiles when needed, or all."""
     return build_engine(
         Config(
             model=ModelConfig(
@@ -42,7 +43,7 @@ def make_engine(
             cache=CacheConfig(page_size=page_size, num_pages=num_pages, **cache),
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=64),
             parallel=ParallelConfig(tensor_parallel_size=tensor_parallel_size),
-            runtime=RuntimeConfig(warmup=False, native_cpu=native_cpu),
+            runtime=RuntimeConfig(warmup=warmup, native_cpu=native_cpu),
         ),
         buckets=few_buckets(6, 64),
     )

@@ -171,7 +171,7 @@ def test_a_short_request_waits_only_for_stores_that_have_kept_their_word():
     assert planner().decide(0, 0, 2, FREE, store, 40).choice is not Choice.LOAD
     decision = planner().decide(0, 0, 2, FREE, store, 40, is_reliable=True)
     assert decision.choice is Choice.LOAD
-    assert decision.wait_s <= MAX_IDLE_S and decision.patience_s <= MAX_IDLE_S
+    assert decision.wait_s == decision.patience_s == MAX_IDLE_S, "a busy core may hold it up"
 
 
 def test_stores_are_not_asked_for_what_would_take_longer_to_load_than_to_compute():

@@ -135,6 +135,10 @@ class Store(Protocol):
         """Every record that is there; what changes meanwhile may be missed."""
         ...
 
+    def sample(self, count: int) -> list[RecordInfo]:
+        """At most so many records that are there, the newest first if it knows; asks nobody."""
+        ...
+
     def usage(self) -> StoreUsage:
         """How full the store is."""
         ...

@@ -212,6 +212,12 @@ class DiskStore:
                 infos = [self._index.info(place) for place in places if place is not None]
             yield from infos
 
+    def sample(self, count: int) -> list[RecordInfo]:
+        with self._lock:
+            self._check_open()
+            places = [self._index.find(key) for key in self._index.newest(count)]
+            return [self._index.info(place) for place in places if place is not None]
+
     def usage(self) -> StoreUsage:
         with self._lock:
             self._check_open()

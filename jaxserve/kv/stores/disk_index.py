@@ -13,6 +13,7 @@ import errno
 import logging
 import time
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,6 +145,10 @@ class DiskIndex:
     def keys(self) -> list[BlockHash]:
         """All of them, now."""
         return list(self._where)
+
+    def newest(self, count: int) -> list[BlockHash]:
+        """The keys that were written last, the last one first."""
+        return list(islice(reversed(self._where), count))
 
     def select(
         self,

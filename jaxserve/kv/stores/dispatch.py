@@ -247,7 +247,10 @@ class Dispatcher:
 
         now_s, limits = self._clock(), self._limits
         timeout_s = limits.probe_timeout_s if is_trial else limits.alone_timeout_s
-        return Task(operation, run, None, [], 0, now_s, now_s + timeout_s, is_trial=is_trial)
+        until_s = now_s + timeout_s
+        return Task(
+            operation, run, None, [], 0, now_s, until_s, is_trial=is_trial, is_counted=False
+        )
 
     # Under the lock.
 
@@ -313,7 +316,7 @@ class Dispatcher:
         task.state = state
         self._pending.discard(task)
         seconds = self._clock() - task.submitted_s
-        if task.callback is not None:  # else nobody asked for it
+        if task.is_counted:
             self._stats.ended(task, reason, seconds)
         return _Ended(task, Outcome(list(task.values), reason, seconds, task.error))
 

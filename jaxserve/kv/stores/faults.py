@@ -134,6 +134,9 @@ class FaultyStore:
         self._suffer(0)
         return self._inner.scan()
 
+    def sample(self, count: int) -> list[RecordInfo]:
+        return self._inner.sample(count)
+
     def usage(self) -> StoreUsage:
         return self._inner.usage()
 

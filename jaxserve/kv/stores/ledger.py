@@ -15,6 +15,7 @@ Its owner locks. Knows nothing of I/O or of what a record holds.
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from jaxserve.kv.blocks import BlockHash
 from jaxserve.kv.envelope import has_expired
@@ -64,6 +65,10 @@ class Ledger:
 
     def __iter__(self) -> Iterator[RecordInfo]:
         return iter(list(self._records.values()))
+
+    def newest(self, count: int) -> list[RecordInfo]:
+        """The records that came last, the last one first."""
+        return list(islice(reversed(self._records.values()), count))
 
     def usage(self) -> StoreUsage:
         """Overhead included."""

@@ -219,6 +219,10 @@ class ObjectStore:
                     is_pinned = self._ledger.is_pinned(info.block_hash)
                 yield replace(info, is_pinned=is_pinned)
 
+    def sample(self, count: int) -> list[RecordInfo]:
+        with self._lock:
+            return self._ledger.newest(count)
+
     def usage(self) -> StoreUsage:
         with self._lock:
             return self._ledger.usage()

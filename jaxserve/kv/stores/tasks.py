@@ -77,7 +77,8 @@ class Task:
     """One call.
 
     `run` does it on a worker's thread and says whether it came to the end in time; `values` begin
-    as all misses and are filled in as it goes on; a trial only asks whether the store is back.
+    as all misses and are filled in as it goes on; a trial only asks whether the store is back. One
+    that is not counted serves no request, so it is not in the statistics.
     """
 
     operation: Operation
@@ -89,6 +90,7 @@ class Task:
     deadline_s: float
     moved_bytes: int = 0
     is_trial: bool = False
+    is_counted: bool = True
     error: str = ""
     on_late: Callable[[float], None] | None = None
     """Told the seconds when the call is given up as too late while it runs."""

@@ -93,8 +93,10 @@ class StoreWorker:
         keys: Sequence[BlockHash],
         callback: Callable[[Outcome[bool]], None],
         timeout_s: float | None = None,
+        *,
+        is_counted: bool = True,
     ) -> Task | None:
-        """Ask which keys are there."""
+        """Ask which keys are there; in the statistics, if it is counted."""
         keys = tuple(keys)
 
         def run(task: Task, scratch: Scratch) -> bool:
@@ -106,7 +108,9 @@ class StoreWorker:
             return True
 
         misses = [False] * len(keys)
-        return self._submit_load(Operation.PROBE, run, callback, misses, 0, timeout_s)
+        return self._submit_load(
+            Operation.PROBE, run, callback, misses, 0, timeout_s, is_counted=is_counted
+        )
 
     def submit_get(
         self,
@@ -131,6 +135,8 @@ class StoreWorker:
         consume: Callable[[int, memoryview], None],
         callback: Callable[[Outcome[int]], None],
         timeout_s: float | None = None,
+        *,
+        is_counted: bool = True,
     ) -> Task | None:
         """Read records and show each to `consume` once it is complete, without a copy between.
 
@@ -140,6 +146,7 @@ class StoreWorker:
             consume: called on a worker thread with the key's index and a read-only view of the
                 record that is valid only within the call; never called after the callback, nor
                 after `cancel` returned True. If it raises, the record counts as missing.
+            is_counted: in the statistics.
         """
         keys, lengths = tuple(keys), tuple(max_lengths)
 
@@ -162,7 +169,10 @@ class StoreWorker:
             return True
 
         misses = [0] * len(keys)
-        return self._submit_load(Operation.GET, run, callback, misses, sum(lengths), timeout_s)
+        num_bytes = sum(lengths)
+        return self._submit_load(
+            Operation.GET, run, callback, misses, num_bytes, timeout_s, is_counted=is_counted
+        )
 
     def submit_put(
         self,
@@ -376,6 +386,8 @@ class StoreWorker:
         values: list[Any],
         num_bytes: int,
         timeout_s: float | None,
+        *,
+        is_counted: bool,
     ) -> Task | None:
         is_get = operation is Operation.GET
         if timeout_s is None:
@@ -387,7 +399,7 @@ class StoreWorker:
             self._num_on_time = 0
             self._costs[operation].observe(amount, seconds)
 
-        task.on_late = note_late
+        task.on_late, task.is_counted = note_late, is_counted
         with self._dispatch.lock:
             is_room = self._dispatch.loads.num_queued < self.limits.max_queued_loads
             if is_room and self._dispatch.submit(task):
