@@ -1,6 +1,7 @@
 """Asking a store a little before it is needed."""
 
 import time
+from collections.abc import Callable
 
 from jaxserve.kv.stores.base import PutStatus
 from jaxserve.kv.stores.faults import FaultPlan, FaultyStore
@@ -8,24 +9,29 @@ from jaxserve.kv.stores.limits import WorkerLimits
 from jaxserve.kv.stores.try_out import try_out
 from jaxserve.kv.stores.url import open_store
 from jaxserve.kv.stores.worker import LEAST_ON_TIME, StoreWorker
+from tests.kv.stores.conftest import FakeClock
 from tests.kv.stores.records import SIZE, record
 
 MOST = 4
 LONG_S = 20.0
 
 
-def filled(num_records: int, plan: FaultPlan | None = None) -> StoreWorker:
+def filled(
+    num_records: int,
+    plan: FaultPlan | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> StoreWorker:
     """A worker of a store in memory that has so many records and then behaves as planned."""
     store = FaultyStore(open_store("memory://"))
     stored = store.put([record(i) for i in range(num_records)])
     assert stored == [PutStatus.STORED] * num_records
     store.plan = plan or FaultPlan()
-    return StoreWorker(store, WorkerLimits(get_timeout_s=0.5))
+    return StoreWorker(store, WorkerLimits(get_timeout_s=0.5), clock)
 
 
 def test_a_store_counts_as_reliable_before_the_first_request():
     for num_records in (1, 3, 50):
-        worker = filled(num_records)
+        worker = filled(num_records, clock=FakeClock())
         assert not worker.is_reliable
         try_out(worker, MOST, LONG_S)
         assert worker.is_reliable
@@ -49,7 +55,8 @@ def test_nothing_is_read_of_an_empty_store():
     worker = filled(0)
     try_out(worker, MOST, LONG_S)
     assert not worker.is_reliable
-    assert worker.estimate_probe_s(1) < 0.02
+    assert isinstance(worker.store, FaultyStore)
+    assert worker.store.num_calls == 2, "the put and the probe"
     worker.close()
 
 
