@@ -23,6 +23,7 @@ from jaxserve.kv.keys import KeyFolder, MasterKey
 from jaxserve.kv.labels import MAX_LABELS, TenantLabels
 from jaxserve.kv.messages import Message
 from jaxserve.kv.policy.factory import check_policy, make_policy
+from jaxserve.kv.stores.disk_folder import FolderInUseError
 from jaxserve.kv.stores.options import as_seconds
 from jaxserve.kv.stores.url import open_worker
 from jaxserve.kv.stores.worker import StoreWorker
@@ -36,6 +37,10 @@ STAGING_BYTES = 256 << 20
 """Host tier of an engine that has stores and was given no host memory: blocks pass through it."""
 
 ANSWER_WAIT_S = 5e-4
+
+IN_USE_WAIT_S, IN_USE_POLL_S = 30.0, 0.2
+"""A server that was stopped a moment ago may still write to its folder, and its engine may compile
+for some seconds before it sees that the server is gone."""
 
 TRY_OUT_S = 1.0
 """Longest that a start waits to hear what loads cost."""
@@ -143,7 +148,7 @@ def build_tiers(
     workers: list[StoreWorker] = []
     try:
         for url in urls:
-            workers.append(open_worker(url))
+            workers.append(_open(url))
         names = [worker.name for worker in workers]
         if len(set(names)) < len(names) or {"device", "host"} & set(names):
             raise ConfigError(
@@ -179,6 +184,22 @@ def build_tiers(
         labels=labels,
     )
     return LowerTiers(tiers, transfers, host, cascade, keys, wake, namespace)
+
+
+def _open(url: str) -> StoreWorker:
+    """A store's worker; a folder that a process has which is about to end is waited for."""
+    until_s = time.monotonic() + IN_USE_WAIT_S
+    is_told = False
+    while True:
+        try:
+            return open_worker(url)
+        except FolderInUseError as error:
+            if time.monotonic() >= until_s:
+                raise
+            if not is_told:
+                logger.warning("%s Trying again for %.0f s.", error, IN_USE_WAIT_S)
+            is_told = True
+            time.sleep(IN_USE_POLL_S)
 
 
 def tenant_secret(config: CacheConfig) -> bytes:

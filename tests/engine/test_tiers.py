@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxserve.engine import Engine
+from jaxserve.engine import Engine, tiers
 from jaxserve.errors import ConfigError
 from jaxserve.kv.prefill_cost import PrefillCost
 from jaxserve.kv.stores.disk import DiskStore
@@ -143,6 +144,21 @@ def test_a_start_learns_what_computing_and_loading_cost(
         check("llama31-v0", "-after", serve(engine, renamed(requests(NUM_REQUESTS), "-after")))
     finally:
         engine.close()
+
+
+def test_a_folder_that_another_process_is_about_to_leave_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = f"file://{tmp_path}/kv?max_bytes=64MiB"
+    before = DiskStore(tmp_path / "kv")
+    monkeypatch.setattr(tiers, "IN_USE_WAIT_S", 0.0)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        make_engine(kv_store=store)
+    monkeypatch.setattr(tiers, "IN_USE_WAIT_S", 30.0)
+    leaves = threading.Timer(0.3, before.close)
+    leaves.start()
+    make_engine(kv_store=store).close()
+    leaves.join()
 
 
 def test_two_stores_behind_a_host_tier_that_holds_next_to_nothing(tmp_path: Path):

@@ -14,6 +14,10 @@ _LOG = logging.getLogger(__name__)
 _TRY_AGAIN_S = 30.0
 
 
+class FolderInUseError(ConfigError):
+    """Another process has the folder; it may be about to end."""
+
+
 class WriteGate:
     """Whether a folder that could be written still can; any thread.
 
@@ -75,7 +79,8 @@ def lock_folder(folder: Path) -> int:
     """A descriptor of the folder, made if it is not there, locked until it is closed.
 
     Raises:
-        ConfigError: it is no folder, others may use it, or another process does.
+        FolderInUseError: another process has locked it.
+        ConfigError: it is no folder, or others than its owner may use it.
         StoreError: it cannot be made or read.
     """
     try:
@@ -95,7 +100,7 @@ def lock_folder(folder: Path) -> int:
             )
     except BlockingIOError:
         os.close(descriptor)
-        raise ConfigError(
+        raise FolderInUseError(
             f"The KV store's folder {folder} is in use by another process. Stop that, or give "
             f"this one a folder of its own."
         ) from None
