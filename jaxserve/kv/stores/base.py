@@ -135,10 +135,6 @@ class Store(Protocol):
         """Every record that is there; what changes meanwhile may be missed."""
         ...
 
-    def sample(self, count: int) -> list[RecordInfo]:
-        """At most so many records that are there, the newest first if it knows; asks nobody."""
-        ...
-
     def usage(self) -> StoreUsage:
         """How full the store is."""
         ...
@@ -157,4 +153,12 @@ class InMemoryIndex(Protocol):
 
     def probe_at_once(self, keys: Sequence[BlockHash]) -> list[bool] | None:
         """As `Store.probe`, but never waits; None: not now."""
+        ...
+
+
+class OwnBooks(Protocol):
+    """What a store may offer beside, if it has a list of its own of what is there."""
+
+    def sample(self, count: int) -> list[RecordInfo]:
+        """At most so many records, the newest first if it knows; asks nobody."""
         ...
