@@ -144,8 +144,9 @@ def build_engine(
     load_planner = LoadPlanner(shape.page_size, config.cache.kv_load, chooser.steps)
     if lower is not None and config.runtime.warmup:
         for bucket in _timed(buckets):
-            num_tokens, seconds = runner.time_prefill(bucket)
-            load_planner.prefill.observe(bucket.num_tokens, num_tokens**2 / 2, seconds)
+            # All of it counts as tokens: of two steps, one that was held up would count as pairs,
+            # and make long prompts look many times as dear as they are.
+            load_planner.prefill.observe(bucket.num_tokens, 0.0, runner.time_prefill(bucket))
         lower.try_out()
     scheduler = Scheduler(
         scheduler_config=config.scheduler,

@@ -25,7 +25,7 @@ from jaxserve.kv.keys import KeyFolder
 from jaxserve.kv.labels import TenantLabels
 from jaxserve.kv.loads import STORE_PIECE_BLOCKS
 from jaxserve.kv.messages import Fetched, LookedUp, Message, Offered
-from jaxserve.kv.stores.base import PutStatus, SealedRecord
+from jaxserve.kv.stores.base import PutStatus, RecordInfo, SealedRecord
 from jaxserve.kv.stores.tasks import Outcome, Task, TaskState
 from jaxserve.kv.stores.try_out import try_out
 from jaxserve.kv.stores.worker import StoreWorker
@@ -416,7 +416,10 @@ class StoreCascade:
     def try_out(self, timeout_s: float) -> None:
         """Learn what loads of each store cost, before any is needed; see `try_out`."""
         for worker in self.workers:
-            try_out(worker, STORE_PIECE_BLOCKS, timeout_s / len(self.workers))
+            try_out(worker, self._is_own, STORE_PIECE_BLOCKS, timeout_s / len(self.workers))
+
+    def _is_own(self, info: RecordInfo) -> bool:
+        return info.namespace == self._namespace and info.num_bytes <= self._record_bytes
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what was offered, as far as the time allows, and end all threads."""

@@ -280,7 +280,7 @@ def test_what_a_store_logs_is_told_beside_what_was_asked_for(disk: Path, capsys:
 def test_a_store_in_use_is_told(disk: Path, capsys: Capture):
     with_server = DiskStore(disk)
     assert kv("stat", "--kv-store", f"file://{disk}") == 2
-    assert "in use by another process" in capsys.readouterr().err
+    assert "in use by this process" in capsys.readouterr().err
     with_server.close()
 
 

@@ -160,5 +160,5 @@ class OwnBooks(Protocol):
     """What a store may offer beside, if it has a list of its own of what is there."""
 
     def sample(self, count: int) -> list[RecordInfo]:
-        """At most so many records, the newest first if it knows; asks nobody."""
+        """At most so many records, any; asks nobody."""
         ...

@@ -30,7 +30,7 @@ from jaxserve.kv.stores.base import (
     StoreUsage,
 )
 from jaxserve.kv.stores.disk_erasure import give_back, overwrite, take_slots
-from jaxserve.kv.stores.disk_folder import WriteGate, lock_folder
+from jaxserve.kv.stores.disk_folder import WriteGate, lock_folder, unlock_folder
 from jaxserve.kv.stores.disk_index import NOT_WRITABLE, DiskIndex, Place
 from jaxserve.kv.stores.disk_io import IOThreads
 from jaxserve.kv.stores.disk_options import DiskOptions, DiskStats, parse_disk_url
@@ -79,7 +79,7 @@ class DiskStore:
             self._index, self.is_read_only = self._open_index()
             self._num_corrupt = sum(segment.num_damaged for segment in self._index.segments)
         except BaseException:
-            os.close(self._folder_descriptor)
+            unlock_folder(self._folder_descriptor)
             raise
         self._threads = IOThreads(options.threads)
         self._is_closed = False
@@ -259,7 +259,7 @@ class DiskStore:
                 self._is_closed = True
                 for segment in self._index.segments:
                     segment.close()
-                os.close(self._folder_descriptor)
+                unlock_folder(self._folder_descriptor)
             self._threads.close()
 
     def check_integrity(self) -> None:

@@ -12,6 +12,7 @@ from jaxserve.kv.stores.disk_segment import TEMPORARY_SUFFIX
 
 _LOG = logging.getLogger(__name__)
 _TRY_AGAIN_S = 30.0
+_locked_here: set[tuple[int, int]] = set()  # device and inode; the file's own lock settles races
 
 
 class FolderInUseError(ConfigError):
@@ -76,11 +77,11 @@ class WriteGate:
 
 
 def lock_folder(folder: Path) -> int:
-    """A descriptor of the folder, made if it is not there, locked until it is closed.
+    """A descriptor of the folder, made if it is not there; locked until `unlock_folder`.
 
     Raises:
         FolderInUseError: another process has locked it.
-        ConfigError: it is no folder, or others than its owner may use it.
+        ConfigError: this process has, it is no folder, or others than its owner may use it.
         StoreError: it cannot be made or read.
     """
     try:
@@ -91,6 +92,12 @@ def lock_folder(folder: Path) -> int:
     except OSError as error:
         raise StoreError(f"Cannot use the KV store's folder {folder}: {error.strerror}.") from error
     try:
+        identity = _identity(descriptor)
+        if identity in _locked_here:
+            raise ConfigError(
+                f"The KV store's folder {folder} is in use by this process. Close the engine that "
+                f"has it, or give this one a folder of its own."
+            )
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_mode & 0o077:
             raise ConfigError(
@@ -107,4 +114,16 @@ def lock_folder(folder: Path) -> int:
     except BaseException:
         os.close(descriptor)
         raise
+    _locked_here.add(identity)
     return descriptor
+
+
+def unlock_folder(descriptor: int) -> None:
+    """Let others have the folder, and close the descriptor."""
+    _locked_here.discard(_identity(descriptor))
+    os.close(descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino

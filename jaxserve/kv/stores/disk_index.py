@@ -147,7 +147,7 @@ class DiskIndex:
         return list(self._where)
 
     def newest(self, count: int) -> list[BlockHash]:
-        """The keys that were written last, the last one first."""
+        """Some keys: those that were written since it was opened first, the last one before all."""
         return list(islice(reversed(self._where), count))
 
     def select(

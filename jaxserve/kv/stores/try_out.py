@@ -10,38 +10,39 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxserve.errors import StoreError
 from jaxserve.kv.stores.base import RecordInfo
-from jaxserve.kv.stores.tasks import Outcome
+from jaxserve.kv.stores.tasks import Outcome, Reason
 from jaxserve.kv.stores.worker import LEAST_ON_TIME, StoreWorker
 
 _LOG = logging.getLogger(__name__)
 _ANY_KEY = bytes(32)
+_NUM_SEEN = 1024
 
 
-def try_out(worker: StoreWorker, most: int, timeout_s: float) -> None:
+def try_out(
+    worker: StoreWorker, is_own: Callable[[RecordInfo], bool], most: int, timeout_s: float
+) -> None:
     """Ask the store whether it has something, and read some of what it has and drop it.
 
     Records are read one by one, and then by so many at a time as a sequence would ask for: at most
     `most`. Each in as many calls at once as must come in time for the store to count as reliable.
-    Returns once all have been answered, or after the time; later answers are learnt from, too.
+    Returns once all have been answered, one has failed, or the time is over; answers that come
+    later are learnt from, too.
+
+    Args:
+        is_own: whether the engine could load a record: it is of its namespace and no longer.
     """
     until_s = time.monotonic() + timeout_s
     probe = _Round(until_s)
-    probe.begin(lambda callback: worker.submit_probe([_ANY_KEY], callback, is_counted=False))
-    if not probe.is_over_in_time():
+    probe.begin(lambda end: worker.submit_probe([_ANY_KEY], end, is_counted=False))
+    if not probe.has_gone_well():
         return
-    sample: Callable[[int], list[RecordInfo]] | None = getattr(worker.store, "sample", None)
-    try:
-        newest = sample(LEAST_ON_TIME * most) if sample is not None else []  # see OwnBooks
-    except StoreError as error:
-        _LOG.warning("store %s cannot be tried out: %s", worker.name, error)
-        return
-    for is_single in (True, False) if newest else ():
-        num_each = 1 if is_single else worker.piece_records(newest[0].num_bytes, most)
+    records = [info for info in _sample(worker) if is_own(info)][: LEAST_ON_TIME * most]
+    for is_single in (True, False) if records else ():
+        num_each = 1 if is_single else worker.piece_records(records[0].num_bytes, most)
         reads = _Round(until_s)
         for start in range(LEAST_ON_TIME):
-            part = (newest[start::LEAST_ON_TIME] or newest)[:num_each]
+            part = (records[start::LEAST_ON_TIME] or records)[:num_each]
             keys = [info.block_hash for info in part]
             lengths = [info.num_bytes for info in part]
             reads.begin(
@@ -49,8 +50,19 @@ def try_out(worker: StoreWorker, most: int, timeout_s: float) -> None:
                     k, n, _drop, end, is_counted=False
                 )
             )
-        if not reads.is_over_in_time():
+        if not reads.has_gone_well():
             return
+
+
+def _sample(worker: StoreWorker) -> list[RecordInfo]:
+    sample: Callable[[int], list[RecordInfo]] | None = getattr(worker.store, "sample", None)
+    if sample is None:  # see OwnBooks
+        return []
+    try:
+        return sample(_NUM_SEEN)
+    except Exception as error:
+        _LOG.warning("store %s cannot be tried out: %s", worker.name, error)
+        return []
 
 
 def _drop(index: int, record: memoryview) -> None:
@@ -62,15 +74,29 @@ class _Round:
 
     def __init__(self, until_s: float):
         self._until_s = until_s
+        self._is_refused = False
         self._num_begun = 0
-        self._answered = threading.Semaphore(0)
+        self._outcomes: list[Outcome[Any]] = []
+        self._has_come = threading.Condition()
 
     def begin(self, submit: Callable[[Callable[[Outcome[Any]], None]], object]) -> None:
-        if submit(lambda outcome: self._answered.release()) is not None:
+        if submit(self._end) is None:
+            self._is_refused = True
+        else:
             self._num_begun += 1
 
-    def is_over_in_time(self) -> bool:
-        return all(
-            self._answered.acquire(timeout=max(self._until_s - time.monotonic(), 0.0))
-            for _ in range(self._num_begun)
-        )
+    def _end(self, outcome: Outcome[Any]) -> None:
+        with self._has_come:
+            self._outcomes.append(outcome)
+            self._has_come.notify_all()
+
+    def has_gone_well(self) -> bool:
+        """Waits until all calls are over; whether that was in time, and none has failed."""
+        if self._is_refused:
+            return False
+        with self._has_come:
+            is_over = self._has_come.wait_for(
+                lambda: len(self._outcomes) == self._num_begun,
+                max(self._until_s - time.monotonic(), 0.0),
+            )
+            return is_over and all(outcome.reason is Reason.OK for outcome in self._outcomes)

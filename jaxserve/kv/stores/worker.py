@@ -404,7 +404,7 @@ class StoreWorker:
             is_room = self._dispatch.loads.num_queued < self.limits.max_queued_loads
             if is_room and self._dispatch.submit(task):
                 return task
-            self._stats.refused_loads += 1
+            self._stats.refused_loads += is_counted
             return None
 
     def _timed(

@@ -385,7 +385,7 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path):
 def test_one_process_at_a_time(opened, tmp_path):
     store = opened()
     put(store, [1])
-    with pytest.raises(ConfigError, match="in use by another process"):
+    with pytest.raises(ConfigError, match="in use by this process"):
         DiskStore(tmp_path / "kv")
     code = (
         "import sys\nfrom jaxserve.kv.stores.disk import DiskStore\n"
@@ -394,7 +394,7 @@ def test_one_process_at_a_time(opened, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "kv")]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
     run = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
-    assert run.stdout.strip() == "ConfigError", run.stderr
+    assert run.stdout.strip() == "FolderInUseError", run.stderr
     store.close()
     DiskStore(tmp_path / "kv").close()
 
