@@ -226,9 +226,9 @@ class LoadPlanner:
                 Choice.LOAD, end, start, wait_s, load_s, compute_s, patience_s=wait_s
             )
             return _Option(0.0, untried)
-        is_reliable = estimates.is_reliable
         piece_s = estimates.seconds(max(first, end - estimates.piece_blocks), end)
-        patience_s = max(MAX_IDLE_SHARE * all_s, MAX_IDLE_S if is_reliable else 0.0)
+        idle_s = MAX_IDLE_S if estimates.is_reliable else 0.0
+        patience_s = max(MAX_IDLE_SHARE * all_s, idle_s)
         most_s = compute_s - MIN_GAIN * all_s
         whole = None
         if load_s <= most_s:
@@ -247,7 +247,6 @@ class LoadPlanner:
         head_s = self._compute_s(first, split * self._page_size)
         split_s = max(head_s, estimates.seconds(split, end))
         if split < end and split_s <= most_s:
-            idle_s = MAX_IDLE_S if is_reliable else 0.0
             wait_s = head_s + max(_patience_s(split_s, all_s), idle_s)
             until = split * self._page_size
             met = Decision(

@@ -215,7 +215,7 @@ class DiskStore:
     def sample(self, count: int) -> list[RecordInfo]:
         with self._lock:
             self._check_open()
-            places = [self._index.find(key) for key in self._index.newest(count)]
+            places = [self._index.find(key) for key in self._index.sample(count)]
             return [self._index.info(place) for place in places if place is not None]
 
     def usage(self) -> StoreUsage:

@@ -146,8 +146,8 @@ class DiskIndex:
         """All of them, now."""
         return list(self._where)
 
-    def newest(self, count: int) -> list[BlockHash]:
-        """Some keys: those that were written since it was opened first, the last one before all."""
+    def sample(self, count: int) -> list[BlockHash]:
+        """At most so many keys, what was written since it was opened first."""
         return list(islice(reversed(self._where), count))
 
     def select(

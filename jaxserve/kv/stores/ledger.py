@@ -66,8 +66,8 @@ class Ledger:
     def __iter__(self) -> Iterator[RecordInfo]:
         return iter(list(self._records.values()))
 
-    def newest(self, count: int) -> list[RecordInfo]:
-        """The records that came last, the last one first."""
+    def sample(self, count: int) -> list[RecordInfo]:
+        """At most so many records, those that came last first."""
         return list(islice(reversed(self._records.values()), count))
 
     def usage(self) -> StoreUsage:

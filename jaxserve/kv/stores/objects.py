@@ -221,7 +221,7 @@ class ObjectStore:
 
     def sample(self, count: int) -> list[RecordInfo]:
         with self._lock:
-            return self._ledger.newest(count)
+            return self._ledger.sample(count)
 
     def usage(self) -> StoreUsage:
         with self._lock:

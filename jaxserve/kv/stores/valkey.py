@@ -263,7 +263,7 @@ class ValkeyStore:
 
     def sample(self, count: int) -> list[RecordInfo]:
         with self._lock:
-            return self._ledger.newest(count)
+            return self._ledger.sample(count)
 
     def usage(self) -> StoreUsage:
         with self._lock:
